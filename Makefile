@@ -1,0 +1,81 @@
+# Everything a checkout needs. `make help` lists the targets.
+#
+#   make demo ARGS="--data gsm8k.jsonl"   arguments for the command
+#   make test PYTHON=python3.12           the interpreter that .venv is made from
+#   make gpu-check PY=python3             an interpreter that has the dependencies: no .venv is made
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+
+ifeq ($(origin PY),command line)
+READY :=
+SEEDMP = $(PY) -m seedmp.cli
+else
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+SEEDMP = $(VENV)/bin/seedmp
+endif
+
+.PHONY: help demo test check test-all bench bench-smoke profile gpu-check wheel typings clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# Made again when the metadata or the pinned versions change.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## solve a problem with a reasoning tree, compare the schedules (ARGS="--json FILE")
+	$(SEEDMP) demo $(ARGS)
+
+test: $(READY) ## all tests that need no GPU: unit, property, statistical, integration, chaos
+	$(PY) -m pytest -m "not gpu" tests $(ARGS)
+
+check: $(READY) typings ## lint, format, types, unit and property tests: before each commit
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -m "not gpu" tests/unit tests/property $(ARGS)
+
+test-all: $(READY) typings ## make check's linters and every test, those for a GPU included
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest tests $(ARGS)
+
+bench: $(READY) ## tokens/s of every schedule at the 134M shape, into benchmarks/results/
+	$(PY) -m benchmarks.schedules --shape 134m --branches 3 --json benchmarks/results/schedules.json $(ARGS)
+
+bench-smoke: $(READY) ## the same benchmark in seconds: does it still run?
+	@mkdir -p build
+	$(PY) -m benchmarks.schedules --smoke --json build/bench-smoke.json $(ARGS)
+
+profile: $(READY) ## time and memory of each process while it generates
+	$(SEEDMP) profile $(ARGS)
+
+gpu-check: $(READY) ## on a GPU node: the tests marked gpu, then the 7B shape
+	$(PY) -m pytest -m gpu tests
+	$(PY) -m benchmarks.schedules --shape 7b --quick --json benchmarks/results/schedules-7b.json $(ARGS)
+
+wheel: $(READY) ## build the sdist, and from it the wheel, into dist/
+	$(PY) -m build --outdir dist .
+
+typings: ## the two links that show the type checker where seedmp.ipc and seedmp.workers lie
+	@mkdir -p build/typings/seedmp
+	@ln -sfn ../../../ipc build/typings/seedmp/ipc
+	@ln -sfn ../../../workers build/typings/seedmp/workers
+
+clean: ## remove what was built and cached (not .venv)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,103 @@
+"""Sockets and pipes that carry messages. Each is made, used and closed in one thread."""
+
+from __future__ import annotations
+
+import logging
+from multiprocessing.connection import Connection
+from typing import Any
+
+import zmq
+
+from seedmp.errors import ProtocolError
+from seedmp.ipc import codec
+
+log = logging.getLogger(__name__)
+
+
+class RouterChannel:
+    """A ROUTER socket: many peers, addressed by the identity they chose.
+
+    Malformed messages are counted in ``num_malformed``, logged and dropped.
+    """
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str) -> None:
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self.socket.bind(endpoint)
+        self.num_malformed = 0
+
+    def receive_all(self) -> list[tuple[bytes, Any]]:
+        """All messages that are there now, with the sender's identity; never waits."""
+        result = []
+        while True:
+            try:
+                peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return result
+            try:
+                result.append((peer, codec.decode(frames)))
+            except ProtocolError as error:
+                self.num_malformed += 1
+                log.warning("dropped a malformed message: %s", error)
+
+    def send(self, peer: bytes, msg: Any) -> None:
+        """Queue a message for a peer; a peer that is gone gets nothing."""
+        self.socket.send_multipart([peer, *codec.encode(msg)], copy=True)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class DealerChannel:
+    """A DEALER socket to one ROUTER."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str, identity: bytes) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.setsockopt(zmq.IDENTITY, identity)
+        self.socket.connect(endpoint)
+        self.num_malformed = 0
+
+    def receive_all(self) -> list[Any]:
+        """All messages that are there now; never waits."""
+        result = []
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return result
+            try:
+                result.append(codec.decode(frames))
+            except ProtocolError as error:
+                self.num_malformed += 1
+                log.warning("dropped a malformed message: %s", error)
+
+    def poll(self, timeout_ms: int) -> bool:
+        """Whether a message is there within the time."""
+        return bool(self.socket.poll(timeout_ms))
+
+    def send(self, msg: Any) -> None:
+        self.socket.send_multipart(codec.encode(msg), copy=True)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def send_on_pipe(pipe: Connection, msg: Any) -> None:
+    """Send a message without arrays on a pipe (length-prefixed bytes, not pickled)."""
+    (frame,) = codec.encode(msg)
+    pipe.send_bytes(bytes(frame))
+
+
+def receive_on_pipe(pipe: Connection) -> Any:
+    """The next message on a pipe.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    return codec.decode([pipe.recv_bytes()])

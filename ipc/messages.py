@@ -1,0 +1,287 @@
+"""Every message that travels between processes, grouped by link.
+
+Each docstring says: from whom to whom; when; what answers it; what a late copy does; size.
+Letters: C context tokens, p pending tokens, N draft tokens, I internal nodes, m pairs a row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from seedmp.ipc.codec import message
+from seedmp.sampling import SamplingParams
+from seedmp.token_tree.tree import ProposalKind
+
+PROTOCOL_VERSION = 1
+
+
+# --- draft worker -> verifier ---------------------------------------------------------------
+
+
+@message("draft-hello")
+class DraftHello:
+    """Draft worker → verifier, once it can draft; answered by DraftWelcome. A copy is ignored. O(1)."""
+
+    worker_id: int
+    epoch: int
+    protocol_version: int
+    arena_layout: str
+
+
+@message("context-ready")
+class ContextReady:
+    """Draft worker → verifier, when the KV of a task's pending tokens is in the arena, before drafting goes on.
+
+    Lets other branches share the prompt. Sent only for tasks with ``announce``; needs no answer; a copy
+    or one of another (round, epoch) is dropped. O(1).
+    """
+
+    branch_id: int
+    round: int
+    epoch: int
+
+
+@message("proposal")
+class Proposal:
+    """Draft worker → verifier: the token tree grown for one round.
+
+    Answers DraftTask. A copy, or one whose (round, epoch) is not awaited, is counted and dropped.
+    Size O(N) + one sparse row of m pairs per internal node when the accept rule needs them.
+    """
+
+    branch_id: int
+    round: int
+    epoch: int
+    started_ns: int  # CLOCK_MONOTONIC
+    ready_ns: int  # CLOCK_MONOTONIC; the queue serves the earliest first
+    forward_ns: int  # of ready_ns - started_ns, spent in model forwards
+    token_ids: tuple[int, ...]  # [N]
+    parents: tuple[int, ...]  # [N], NO_PARENT at the root
+    kind: ProposalKind
+    row_ids: np.ndarray  # [I, m] int32
+    row_probs: np.ndarray  # [I, m] float32
+
+
+# --- verifier -> draft worker ---------------------------------------------------------------
+
+
+@message("cuda-tensor")
+class CudaTensor:
+    """A CUDA IPC handle of one shared tensor (torch's rebuild arguments); never its contents. O(1)."""
+
+    name: str
+    dtype: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    device: int
+    handle: bytes
+    storage_size_bytes: int
+    storage_offset_bytes: int
+    ref_counter_handle: bytes
+    ref_counter_offset: int
+    event_handle: bytes
+    event_sync_required: bool
+
+
+@message("draft-welcome")
+class DraftWelcome:
+    """Verifier → draft worker: answers DraftHello; on CUDA carries the handles of arena and weights. A copy is ignored."""
+
+    tensors: tuple[CudaTensor, ...] = ()
+
+
+@message("draft-task")
+class DraftTask:
+    """Verifier → draft worker: grow one proposal; also the verdict on the last one (what follows the context).
+
+    Holds all that a draft needs, so any worker can serve any branch. ``slots`` are lent to the worker for
+    this round: it may write them and nothing else. Answered by Proposal. Size O(C).
+    """
+
+    branch_id: int
+    round: int
+    epoch: int
+    seed: int
+    stream: int
+    k_config: tuple[int, ...]
+    kind: ProposalKind
+    draft_temperature: float
+    announce: bool
+    context_slots: np.ndarray  # [C] int32, KV of the committed tokens but the pending ones
+    pending_ids: tuple[int, ...]  # [p] committed tokens without draft KV, p >= 1
+    slots: np.ndarray  # [p + drafted] int32, lent
+
+
+@message("shutdown")
+class Shutdown:
+    """Verifier → draft worker, supervisor → verifier: finish and exit. Needs no answer. O(1)."""
+
+
+# --- engine -> verifier ---------------------------------------------------------------------
+
+
+@message("engine-hello")
+class EngineHello:
+    """Engine → verifier, first on a link; answered by EngineWelcome. O(1)."""
+
+    protocol_version: int
+
+
+@message("submit")
+class Submit:
+    """Engine → verifier: one continuation of a prompt; answered by Committed ..., Finished or Failed.
+
+    ``committed_ids`` are tokens that an earlier verifier had already committed. A known id is dropped. O(C).
+    """
+
+    request_id: int
+    stream: int
+    prompt_ids: tuple[int, ...]
+    committed_ids: tuple[int, ...]
+    params: SamplingParams  # seed is set
+
+
+@message("score")
+class Score:
+    """Engine → verifier: log-probabilities of continuations of one context; answered by Scored or Failed."""
+
+    request_id: int
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # all continuations, end to end
+    lengths: tuple[int, ...]
+
+
+@message("cancel")
+class Cancel:
+    """Engine → verifier: drop a request; answered by Failed unless it was finished. A copy is ignored. O(1)."""
+
+    request_id: int
+
+
+@message("stats-query")
+class StatsQuery:
+    """Engine → verifier: answered by StatsReply, within a forward. O(1)."""
+
+    query_id: int
+    with_spans: bool
+    reset: bool = False
+
+
+# --- verifier -> engine ---------------------------------------------------------------------
+
+
+@message("engine-welcome")
+class EngineWelcome:
+    """Verifier → engine: answers EngineHello with the limits that requests are held to. O(1)."""
+
+    protocol_version: int
+    max_model_len: int
+    kv_slots: int
+
+
+@message("committed")
+class Committed:
+    """Verifier → engine, after each round: tokens that are final. In order, each once. O(new tokens)."""
+
+    request_id: int
+    token_ids: tuple[int, ...]
+
+
+@message("finished")
+class Finished:
+    """Verifier → engine: the request is complete; nothing follows for it. O(1)."""
+
+    request_id: int
+    reason: str
+    stop: str
+    rounds: int
+    drafted: int
+    accepted: int
+    queue_wait_ns: int
+    first_token_ns: int
+    finished_ns: int
+    target_prefill_tokens: int
+    draft_prefill_tokens: int
+
+
+@message("scored")
+class Scored:
+    """Verifier → engine: answers Score. One log-probability (nats) per continuation token."""
+
+    request_id: int
+    logprobs: np.ndarray  # [sum of lengths] float32
+
+
+@message("failed")
+class Failed:
+    """Verifier → engine: the request failed; ``kind`` names the exception. Nothing follows for it. O(1)."""
+
+    request_id: int
+    kind: str
+    text: str
+
+
+@message("stats-reply")
+class StatsReply:
+    """Verifier → engine: counters by name and, when asked for, spans (start, end pairs). O(spans)."""
+
+    query_id: int
+    names: tuple[str, ...]
+    values: tuple[float, ...]
+    span_kinds: tuple[str, ...]
+    span_workers: tuple[int, ...]
+    span_branches: tuple[int, ...]
+    span_starts: tuple[int, ...]  # CLOCK_MONOTONIC ns
+    span_ends: tuple[int, ...]
+
+
+# --- supervisor: pipes to the engine and to the workers ----------------------------------------
+
+
+@message("worker-ready")
+class WorkerReady:
+    """Worker → supervisor → engine: the worker serves from now on. O(1)."""
+
+    worker: str
+    epoch: int
+    pid: int
+
+
+@message("worker-failed")
+class WorkerFailed:
+    """Worker → supervisor: it cannot go on (start-up or outermost frame); it exits next. O(traceback)."""
+
+    worker: str
+    epoch: int
+    kind: str
+    text: str
+    traceback_text: str
+
+
+@message("worker-lost")
+class WorkerLost:
+    """Supervisor → verifier (of a draft) and → engine: the process is gone and reaped. O(1)."""
+
+    worker: str
+    epoch: int
+    exitcode: int
+
+
+@message("group-started")
+class GroupStarted:
+    """Supervisor → engine: verifier ``group`` and its drafts serve at ``endpoint``. Again after a restart."""
+
+    group: int
+    epoch: int
+    endpoint: str
+
+
+@message("engine-down")
+class EngineDown:
+    """Supervisor → engine: nothing will be served any more; the supervisor exits next."""
+
+    kind: str
+    text: str
+    worker: str
+    last_log: str

@@ -1,0 +1,69 @@
+"""The engine for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from seedmp.engine import Engine, Prompt
+from seedmp.request import RequestOutput, StreamChunk
+from seedmp.sampling import SamplingParams
+
+
+class AsyncEngine:
+    """``Engine`` with coroutines; an async context manager.
+
+    Args and errors are those of ``Engine``. Starting blocks, so use ``await AsyncEngine.start(...)``
+    inside a running loop.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    async def start(
+        cls, target: str | os.PathLike[str] | None = None, draft: str | os.PathLike[str] | None = None, **settings: Any
+    ) -> AsyncEngine:
+        """Start an engine without blocking the loop."""
+        return cls(await asyncio.to_thread(Engine, target, draft, **settings))
+
+    async def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+    ) -> list[RequestOutput]:
+        """As ``Engine.generate``; cancelling the task cancels the requests."""
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        handles = [
+            handle
+            for prompt in ([prompts] if single else prompts)
+            for handle in self.engine.submit_all(prompt, params)  # type: ignore[arg-type]
+        ]
+        try:
+            return list(await asyncio.gather(*(asyncio.wrap_future(handle.future) for handle in handles)))
+        finally:
+            for handle in handles:
+                handle.cancel()
+
+    async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[StreamChunk]:
+        """As ``Engine.stream``."""
+        loop = asyncio.get_running_loop()
+        chunks: asyncio.Queue[StreamChunk | None] = asyncio.Queue()
+        handle = self.engine.submit(prompt, params)
+        handle.listen(lambda chunk: loop.call_soon_threadsafe(chunks.put_nowait, chunk) and None)
+        try:
+            while (chunk := await chunks.get()) is not None:
+                yield chunk
+            handle.future.result(0)
+        finally:
+            handle.cancel()
+
+    async def close(self) -> None:
+        """As ``Engine.close``."""
+        await asyncio.to_thread(self.engine.close)
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()

@@ -1,0 +1,209 @@
+"""Settings of an engine: frozen, validated once, before any process starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from seedmp.errors import ConfigError
+from seedmp.token_tree.k_config import parse_k_config
+from seedmp.token_tree.tree import ProposalKind
+
+
+class Method(enum.Enum):
+    """How proposals are made; every method is lossless."""
+
+    AR = "ar"  # target only
+    SD = "sd"  # independent samples (SpecInfer's rule)
+    MCSD = "mcsd"  # samples without replacement (Sequoia's rule)
+
+
+class Schedule(enum.Enum):
+    """Who may be served at once."""
+
+    SERIAL = "serial"  # one request at a time
+    SCHEDULED = "scheduled"  # SEED: n drafts, one target
+    PARALLEL = "parallel"  # n replicas of the target, with a draft each
+
+
+class PolicyName(enum.Enum):
+    """What one target forward verifies."""
+
+    FCFS = "fcfs"  # one proposal, the paper
+    FCFS_BATCH = "fcfs-batch"  # the first-come prefix of the queue, up to a token budget
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Devices: one for the target, one for each draft; such as ``cpu`` or ``cuda:0``."""
+
+    target: str
+    drafts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Everything that the processes of one engine need to know.
+
+    Args:
+        target: folder or hub id of the target; None is the bundled one.
+        draft: the same for the draft; must share the target's vocabulary.
+        target_shape: name of a shape that a Llama target is inflated to (benchmarks).
+        draft_shape: the same for the draft.
+        num_drafts: draft processes (replicas, with ``parallel``).
+        method: ``ar``, ``sd`` or ``mcsd``.
+        k_config: children per node, level by level.
+        schedule: ``serial``, ``scheduled`` or ``parallel``.
+        policy: ``fcfs`` or ``fcfs-batch``.
+        dtype: ``auto`` is float32 on a CPU and the checkpoint's on a GPU.
+        placement: ``auto``, one device for all, or a Placement.
+        kv_slots: tokens whose KV fits in the target's arena.
+        draft_kv_slots: the same for the drafts' arena; None is ``kv_slots``.
+        max_forward_tokens: rows of one target forward; longer prompts are prefilled in chunks.
+        draft_top_m: draft proposals come from the m most probable tokens, renormalised.
+        target_threads: CPU threads of a target forward; None divides the cores.
+        draft_threads: the same for each draft; None is 1.
+        ready_timeout_s: start-up deadline.
+        stall_timeout_s: a worker silent for so long is taken for dead.
+        max_restarts: worker deaths in a minute before the engine gives up.
+        validate: check all invariants after each event (tests).
+
+    Raises:
+        ConfigError: a value is wrong; the message names it and what is allowed.
+    """
+
+    target: str
+    draft: str
+    target_shape: str | None = None
+    draft_shape: str | None = None
+    num_drafts: int = 3
+    method: Method = Method.MCSD
+    k_config: tuple[int, ...] = (2, 2, 1)
+    schedule: Schedule = Schedule.SCHEDULED
+    policy: PolicyName = PolicyName.FCFS_BATCH
+    dtype: str = "auto"
+    placement: str | Placement = "auto"
+    kv_slots: int = 8192
+    draft_kv_slots: int | None = None
+    max_forward_tokens: int = 512
+    draft_top_m: int = 64
+    target_threads: int | None = None
+    draft_threads: int | None = None
+    ready_timeout_s: float = 180.0
+    stall_timeout_s: float = 60.0
+    max_restarts: int = 5
+    validate: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in {"method": Method, "schedule": Schedule, "policy": PolicyName}.items():
+            object.__setattr__(self, name, _member(kind, name, getattr(self, name)))
+        object.__setattr__(self, "k_config", parse_k_config(self.k_config))
+        limits = {"num_drafts": (1, 64), "kv_slots": (64, 1 << 26), "max_forward_tokens": (16, 1 << 16)}
+        limits |= {"draft_top_m": (1, 1 << 20), "max_restarts": (0, 1 << 20)}
+        limits |= {name: (1, 1024) for name in ("target_threads", "draft_threads")}
+        limits |= {"draft_kv_slots": (64, 1 << 26)}
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value is None and name in ("target_threads", "draft_threads", "draft_kv_slots"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ConfigError(f"{name}={value!r}: must be a whole number from {low} to {high}")
+        for name in ("ready_timeout_s", "stall_timeout_s"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise ConfigError(f"{name}={value!r}: must be a number of seconds > 0")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        if max(self.k_config) > self.draft_top_m:
+            raise ConfigError(f"k_config={self.k_config}: no k may exceed draft_top_m={self.draft_top_m}")
+
+    @property
+    def num_groups(self) -> int:
+        """Verifier processes."""
+        return self.num_drafts if self.schedule is Schedule.PARALLEL else 1
+
+    @property
+    def drafts_per_group(self) -> int:
+        """Draft processes that serve one verifier."""
+        if self.method is Method.AR:
+            return 0
+        return 1 if self.schedule is Schedule.PARALLEL else self.num_drafts
+
+    @property
+    def num_draft_slots(self) -> int:
+        """Slots of the drafts' arena."""
+        return self.kv_slots if self.draft_kv_slots is None else self.draft_kv_slots
+
+    def proposal_kind(self, draft_temperature: float) -> ProposalKind:
+        """How children are chosen at a draft temperature: at 0 the draft's top candidates, without chance."""
+        if draft_temperature == 0:
+            return ProposalKind.DETERMINISTIC
+        return ProposalKind.IID if self.method is Method.SD else ProposalKind.WITHOUT_REPLACEMENT
+
+    def threads(self) -> tuple[int, int]:
+        """CPU threads of a verifier and of a draft."""
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.target_threads or max(1, num_cores // self.num_groups), self.draft_threads or 1
+
+    def to_plain(self) -> dict[str, Any]:
+        """A JSON-able dictionary that ``from_plain`` reads back."""
+        plain = dataclasses.asdict(self)
+        for name in ("method", "schedule", "policy"):
+            plain[name] = getattr(self, name).value
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> EngineConfig:
+        """The inverse of ``to_plain``."""
+        placement = plain["placement"]
+        if isinstance(placement, dict):
+            placement = Placement(placement["target"], tuple(placement["drafts"]))
+        return cls(**{**plain, "placement": placement, "k_config": tuple(plain["k_config"])})
+
+
+def _member(kind: type[enum.Enum], name: str, value: Any) -> enum.Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        allowed = ", ".join(str(item.value) for item in kind)
+        raise ConfigError(f"{name}={value!r}: must be one of {allowed}") from None
+
+
+def resolve_placement(config: EngineConfig) -> Placement:
+    """Devices of target and drafts.
+
+    ``auto``: the CPU without a GPU; one GPU for all; with several the target on the first, the drafts on the second.
+    All drafts share one device, because they share one arena.
+
+    Raises:
+        ConfigError: a device that this node does not have.
+    """
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    num_drafts = config.num_groups * config.drafts_per_group
+    placement = config.placement
+    if placement == "auto":
+        if num_gpus == 0:
+            placement = Placement("cpu", ("cpu",) * num_drafts)
+        else:
+            placement = Placement("cuda:0", ("cuda:1" if num_gpus > 1 else "cuda:0",) * num_drafts)
+    elif isinstance(placement, str):
+        placement = Placement(placement, (placement,) * num_drafts)
+    if len(placement.drafts) != num_drafts:
+        raise ConfigError(f"placement names {len(placement.drafts)} draft devices, {num_drafts} drafts are asked for")
+    allowed = {"cpu", *(f"cuda:{i}" for i in range(num_gpus))}
+    for device in (placement.target, *placement.drafts):
+        if device not in allowed:
+            raise ConfigError(f"placement: no device {device!r} here; this node has {', '.join(sorted(allowed))}")
+    if len(set(placement.drafts)) > 1:
+        raise ConfigError(f"placement: drafts share one KV arena, so one device; got {sorted(set(placement.drafts))}")
+    if (placement.target == "cpu") != all(device == "cpu" for device in placement.drafts):
+        raise ConfigError(f"placement {placement}: target and drafts must all be on the CPU or all on GPUs")
+    return placement

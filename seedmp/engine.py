@@ -1,0 +1,688 @@
+"""The engine: what a user opens, asks and closes."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from seedmp import errors
+from seedmp.config import EngineConfig, Placement, resolve_placement
+from seedmp.errors import ConfigError, EngineClosedError, EngineDeadError, RejectedError, RequestError, WorkerStartError
+from seedmp.ipc.channel import DealerChannel, receive_on_pipe, send_on_pipe
+from seedmp.ipc.endpoints import make_runtime_dir
+from seedmp.ipc.messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Committed,
+    EngineDown,
+    EngineHello,
+    EngineWelcome,
+    Failed,
+    Finished,
+    GroupStarted,
+    Score,
+    Scored,
+    Shutdown,
+    StatsQuery,
+    StatsReply,
+    Submit,
+    WorkerLost,
+    WorkerReady,
+)
+from seedmp.models import pair
+from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_tokenizer
+from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk
+from seedmp.sampling import MAX_SEED, SamplingParams
+from seedmp.stopping import cut_at_stop
+from seedmp.trace import Span
+
+log = logging.getLogger(__name__)
+
+Prompt = str | Sequence[int]
+
+CLOSE_S = 6.0
+POLL_MS = 500
+STATS_S = 60.0
+
+
+@dataclass
+class _Pending:
+    """A request in flight, as the engine's thread sees it; enough to hand it to a new verifier."""
+
+    handle: RequestHandle
+    prompt: str | None
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    stream: int
+    index: int
+    submitted_ns: int
+    group: int
+    token_ids: list[int] = field(default_factory=list)
+    text_len: int = 0
+
+
+@dataclass
+class _PendingScore:
+    """A scoring request in flight."""
+
+    future: Future[np.ndarray]
+    message: Score
+    group: int
+
+
+class Engine:
+    """A target, its drafts and their scheduler, in processes of their own.
+
+    Works from scripts without a main guard, from ``python -c``, a REPL or a notebook. A context
+    manager; ``close`` leaves nothing behind, and neither does the death of this process.
+
+    Args:
+        target: folder or hub id of a decoder-only transformers model; None is the bundled pair's.
+        draft: the same for the draft; None is the bundled one, or the target itself for ``ar``.
+        settings: fields of ``EngineConfig``.
+
+    Raises:
+        ConfigError: a setting is wrong; no process was started.
+        WorkerStartError: a process did not become ready.
+    """
+
+    def __init__(self, target: str | os.PathLike[str] | None = None, draft: str | os.PathLike[str] | None = None, **settings: Any) -> None:
+        target_path = str(pair.TARGET) if target is None else os.fspath(target)
+        if draft is None and target is not None and settings.get("method") != "ar":
+            raise ConfigError(f"no draft for target {target_path!r}: name a draft model, or use method='ar'")
+        draft_path = (str(pair.DRAFT) if target is None else target_path) if draft is None else os.fspath(draft)
+        unknown = set(settings) - set(EngineConfig.__dataclass_fields__)
+        if unknown:
+            known = ", ".join(sorted(set(EngineConfig.__dataclass_fields__) - {"target", "draft"}))
+            raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}: known are {known}")
+        self.config = EngineConfig(target=target_path, draft=draft_path, **settings)
+        target_spec = ModelSpec(self.config.target, self.config.target_shape)
+        draft_spec = ModelSpec(self.config.draft, self.config.draft_shape)
+        load_config(target_spec)
+        load_config(draft_spec)
+        self.folder = make_runtime_dir()
+        try:
+            self._start_process()
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        self._finalizer = weakref.finalize(self, _abandon, self._process, self._to_supervisor, self.folder)
+        try:
+            self.vocab_size = check_vocabularies(target_spec, draft_spec)
+            self.tokenizer = load_tokenizer(self.config.target)
+            if isinstance(self.config.placement, Placement) or self.config.placement != "auto":
+                resolve_placement(self.config)
+            self._io = _EngineThread(self)
+            self._io.thread.start()
+            self._io.wait_until_started(self.config.ready_timeout_s + 30)
+        except BaseException:
+            self.close()
+            raise
+        atexit.register(self._finalizer)
+
+    def _start_process(self) -> None:
+        """Start the supervisor, with a pipe each way; it forks the workers."""
+        env = dict(os.environ)
+        checkout = str(Path(__file__).resolve().parent.parent)
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, env.get("PYTHONPATH")]))
+        env.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not make a context before forking
+        env.setdefault("GOMP_SPINCOUNT", "2000")  # idle OpenMP threads must not keep cores from other processes
+        env["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # no loader threads in the process that forks
+        env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        env["TRANSFORMERS_VERBOSITY"] = "error"
+        env["TOKENIZERS_PARALLELISM"] = "false"
+        read_theirs, write_ours = os.pipe()
+        read_ours, write_theirs = os.pipe()
+        with open(self.folder / "supervisor.log", "w") as log_file:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "seedmp.workers.supervisor", "--folder", str(self.folder),
+                    "--engine-in", str(read_theirs), "--engine-out", str(write_theirs),
+                ],
+                stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, env=env, start_new_session=True,
+                pass_fds=(read_theirs, write_theirs),
+            )  # fmt: skip
+        os.close(read_theirs)
+        os.close(write_theirs)
+        self._to_supervisor = Connection(write_ours, readable=False)
+        self._from_supervisor = Connection(read_ours, writable=False)
+        self._to_supervisor.send_bytes(json.dumps(self.config.to_plain()).encode())
+
+    # --- generating -----------------------------------------------------------------------------
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *, timeout: float | None = None
+    ) -> list[RequestOutput]:
+        """Continue prompts; all at once, in the order given.
+
+        Args:
+            prompts: one prompt or a list; text, or token ids.
+            params: the same for all; ``n`` outputs follow one another for each prompt.
+            timeout: seconds for the whole call.
+
+        Raises:
+            RequestTimeoutError: not all finished in time; the rest was cancelled.
+            RequestError: a request failed; the others were cancelled.
+        """
+        handles = [handle for prompt in _as_list(prompts) for handle in self.submit_all(prompt, params)]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            return [h.result(None if deadline is None else max(0.0, deadline - time.monotonic())) for h in handles]
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
+        """Start one continuation and return at once.
+
+        Raises:
+            RejectedError: the prompt or the parameters cannot be served.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise RejectedError(f"n={params.n}: submit() starts one continuation; use submit_all() or generate()")
+        return self.submit_all(prompt, params)[0]
+
+    def submit_all(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, first_stream: int = 0
+    ) -> list[RequestHandle]:
+        """Start ``params.n`` continuations of one prompt, which share its KV.
+
+        Args:
+            first_stream: continuation i draws the noise of stream ``first_stream + i``.
+        """
+        params = params or SamplingParams()
+        if params.stop and self.tokenizer is None:
+            raise RejectedError(f"stop={params.stop!r}: the target {self.config.target!r} has no tokenizer")
+        text, prompt_ids = self._encode(prompt)
+        if not prompt_ids:
+            raise RejectedError("the prompt is empty: at least one token is needed")
+        if params.seed is None:
+            params = replace(params, seed=secrets.randbelow(MAX_SEED))
+        one = replace(params, n=1)
+        return [
+            self._io.submit(text, prompt_ids, one, first_stream + index, index) for index in range(params.n)
+        ]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+        """Chunks of one continuation as they are committed; leaving the loop early cancels it."""
+        handle = self.submit(prompt, params)
+        try:
+            yield from handle
+        finally:
+            handle.cancel()
+
+    def chat(
+        self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None, *, timeout: float | None = None
+    ) -> RequestOutput:
+        """Answer a conversation, formatted by the model's own chat template.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}`` dictionaries.
+
+        Raises:
+            RejectedError: the model has no chat template.
+        """
+        if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
+            raise RejectedError(f"the target {self.config.target!r} has no chat template: use generate() with a prompt")
+        ids = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+        return self.generate([tuple(ids)], params, timeout=timeout)[0]
+
+    def open(self, prompt: Prompt) -> Branch:
+        """A branch: a committed token path that can be forked and scored; its KV is shared by prefix."""
+        text, ids = self._encode(prompt)
+        if not ids:
+            raise RejectedError("the prompt is empty: at least one token is needed")
+        return Branch(self, ids, text or "", None)
+
+    def score_ids(
+        self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]], *, timeout: float | None = None
+    ) -> list[np.ndarray]:
+        """Log-probabilities (nats, temperature 1) of continuations of a context, in one packed forward.
+
+        Returns:
+            one float32 array per continuation, one value per token.
+        """
+        lengths = [len(ids) for ids in continuations]
+        if not lengths or 0 in lengths:
+            raise RejectedError("every text to score needs at least one token")
+        flat = tuple(int(i) for ids in continuations for i in ids)
+        future = self._io.score(tuple(int(i) for i in prompt_ids), flat, tuple(lengths))
+        try:
+            logprobs = future.result(timeout)
+        except FutureTimeoutError:
+            if future.done():
+                raise
+            raise errors.RequestTimeoutError(f"not scored within {timeout} s") from None
+        return np.split(logprobs, np.cumsum(lengths)[:-1])
+
+    def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
+        """Token ids of text, as a continuation unless ``special`` tokens are asked for."""
+        if self.tokenizer is None:
+            raise RejectedError(f"the target {self.config.target!r} has no tokenizer: give token ids")
+        return tuple(self.tokenizer(text, add_special_tokens=special).input_ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out; empty without a tokenizer."""
+        return "" if self.tokenizer is None else str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _encode(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
+        if isinstance(prompt, str):
+            return prompt, self.encode(prompt, special=True) if prompt else ()
+        if not isinstance(prompt, Sequence) or not all(isinstance(i, int | np.integer) for i in prompt):
+            raise RejectedError(f"a prompt of type {type(prompt).__name__}: must be str or a sequence of token ids")
+        return None, tuple(int(i) for i in prompt)
+
+    # --- looking in -----------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, float]:
+        """Counters of the verifier(s), summed; times in ns."""
+        total: dict[str, float] = {"workers_lost": float(self._io.num_lost)}
+        for reply in self._io.query(with_spans=False, reset=False):
+            for name, value in zip(reply.names, reply.values, strict=True):
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    def spans(self, *, reset: bool = False) -> list[Span]:
+        """What drafts, queue and verifier(s) did, on one clock; ``reset`` forgets it."""
+        return [
+            Span(*row)
+            for reply in self._io.query(with_spans=True, reset=reset)
+            for row in zip(
+                reply.span_kinds, reply.span_workers, reply.span_branches, reply.span_starts, reply.span_ends,
+                strict=True,
+            )
+        ]  # fmt: skip
+
+    def worker_pids(self) -> dict[str, int]:
+        """Process ids of the workers that are ready, by name, and of the supervisor."""
+        return {**self._io.pids, "supervisor": self._process.pid}
+
+    # --- ending ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End all processes and remove sockets and shared memory; pending requests raise EngineClosedError."""
+        if hasattr(self, "_io"):
+            self._io.stop(EngineClosedError("the engine was closed"))
+        atexit.unregister(self._finalizer)
+        self._finalizer()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _abandon(process: subprocess.Popen[bytes], to_supervisor: Connection, folder: Path) -> None:
+    """End the supervisor, which ends the workers; then make sure that nothing is left."""
+    if not to_supervisor.closed:
+        try:
+            send_on_pipe(to_supervisor, Shutdown())
+        except OSError:
+            pass  # it is gone already
+        to_supervisor.close()
+    try:
+        process.wait(CLOSE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # the workers follow it
+        process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer)):
+        return [prompts]  # type: ignore[list-item]
+    return prompts  # type: ignore[return-value]
+
+
+class _EngineThread:
+    """Owns the engine's sockets and everything in flight; one thread, talked to through a queue."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.config = engine.config
+        self.tokenizer = engine.tokenizer
+        self.process = engine._process
+        self.from_supervisor = engine._from_supervisor
+        self.thread = threading.Thread(target=self._run, name="seedmp-engine", daemon=True)
+        self.lock = threading.Lock()  # guards what the user's threads touch: orders, pending, dead
+        self.orders: list[Any] = []
+        self.wake_read, self.wake_write = os.pipe()
+        os.set_blocking(self.wake_read, False)
+        self.pending: dict[int, _Pending | _PendingScore] = {}
+        self.queries: dict[int, Future[StatsReply]] = {}
+        self.next_id = 0
+        self.dead: BaseException | None = None
+        self.started = threading.Event()
+        self.channels: dict[int, DealerChannel] = {}
+        self.pids: dict[str, int] = {}
+        self.num_lost = 0
+        self.num_expected = self.config.num_groups
+
+    # --- called from the user's threads ------------------------------------------------------------
+
+    def wait_until_started(self, timeout_s: float) -> None:
+        """Until every group serves.
+
+        Raises:
+            the error that the supervisor reported, or WorkerStartError after the time.
+        """
+        if not self.started.wait(timeout_s):
+            raise WorkerStartError(f"the workers were not ready within {timeout_s:.0f} s")
+        if self.dead is not None:
+            raise self.dead
+
+    def submit(
+        self, prompt: str | None, prompt_ids: tuple[int, ...], params: SamplingParams, stream: int, index: int
+    ) -> RequestHandle:
+        with self.lock:
+            self._check_alive()
+            request_id = self._take_id()
+            handle = RequestHandle(request_id, self._request_cancel)
+            loads = dict.fromkeys(range(self.num_expected), 0)
+            for other in self.pending.values():
+                loads[other.group] += 1
+            group = min(loads, key=lambda g: loads[g])
+            self.pending[request_id] = _Pending(
+                handle, prompt, prompt_ids, params, stream, index, time.monotonic_ns(), group
+            )
+            self._order(group, Submit(request_id, stream, prompt_ids, (), params))
+        return handle
+
+    def score(self, prompt_ids: tuple[int, ...], flat: tuple[int, ...], lengths: tuple[int, ...]) -> Future[np.ndarray]:
+        with self.lock:
+            self._check_alive()
+            request_id = self._take_id()
+            future: Future[np.ndarray] = Future()
+            message = Score(request_id, prompt_ids, flat, lengths)
+            self.pending[request_id] = _PendingScore(future, message, 0)
+            self._order(0, message)
+        return future
+
+    def query(self, *, with_spans: bool, reset: bool) -> list[StatsReply]:
+        futures = []
+        with self.lock:
+            self._check_alive()
+            for group in range(self.num_expected):
+                query_id = self._take_id()
+                future: Future[StatsReply] = Future()
+                self.queries[query_id] = future
+                futures.append(future)
+                self._order(group, StatsQuery(query_id, with_spans, reset))
+        try:
+            return [future.result(STATS_S) for future in futures]
+        except FutureTimeoutError:
+            raise EngineDeadError(f"the verifier did not answer within {STATS_S:.0f} s") from None
+
+    def stop(self, why: BaseException) -> None:
+        with self.lock:
+            if self.dead is None:
+                self.dead = why
+        self._wake()
+        if self.thread.is_alive() and self.thread is not threading.current_thread():
+            self.thread.join()
+
+    def _request_cancel(self, request_id: int) -> None:
+        with self.lock:
+            pending = self.pending.get(request_id)
+            if pending is not None and self.dead is None:
+                self._order(pending.group, Cancel(request_id))
+
+    def _check_alive(self) -> None:
+        if self.dead is not None:
+            raise type(self.dead)(str(self.dead)) from self.dead
+
+    def _take_id(self) -> int:
+        self.next_id += 1
+        return self.next_id
+
+    def _order(self, group: int, msg: Any) -> None:
+        self.orders.append((group, msg))
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            os.write(self.wake_write, b"x")
+        except OSError:
+            pass  # the thread has ended and closed the pipe
+
+    # --- the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        try:
+            self._serve(context)
+        except EngineDeadError as error:
+            self._die(error)
+        except Exception as error:
+            log.exception("the engine's thread failed")
+            self._die(EngineDeadError(f"the engine's thread failed: {type(error).__name__}: {error}"))
+        finally:
+            for channel in self.channels.values():
+                channel.close()
+            context.term()
+            self._die(self.dead or EngineDeadError("the engine's thread ended"))
+            os.close(self.wake_read)
+            self.from_supervisor.close()
+
+    def _serve(self, context: zmq.Context[Any]) -> None:
+        while self.dead is None:
+            poller = zmq.Poller()
+            poller.register(self.wake_read, zmq.POLLIN)
+            poller.register(self.from_supervisor.fileno(), zmq.POLLIN)
+            for channel in self.channels.values():
+                poller.register(channel.socket, zmq.POLLIN)
+            ready = dict(poller.poll(POLL_MS))
+            if self.wake_read in ready:
+                os.read(self.wake_read, 4096)
+            if self.from_supervisor.fileno() in ready:
+                self._read_supervisor(context)
+            for channel in list(self.channels.values()):
+                for msg in channel.receive_all():
+                    self._on_message(msg)
+            self._send_orders()
+
+    def _send_orders(self) -> None:
+        with self.lock:
+            orders, self.orders = self.orders, []
+            for group, msg in orders:
+                channel = self.channels.get(group)
+                if channel is not None:
+                    channel.send(msg)
+                elif not isinstance(msg, Submit | Score):  # those are sent again when the group is back
+                    self.orders.append((group, msg))
+
+    def _read_supervisor(self, context: zmq.Context[Any]) -> None:
+        try:
+            while self.from_supervisor.poll():
+                self._on_supervisor_message(receive_on_pipe(self.from_supervisor), context)
+        except (EOFError, OSError):
+            if self.dead is None:
+                raise EngineDeadError("the supervisor process is gone") from None
+
+    def _on_supervisor_message(self, msg: Any, context: zmq.Context[Any]) -> None:
+        if isinstance(msg, WorkerReady):
+            self.pids[msg.worker] = msg.pid
+        elif isinstance(msg, WorkerLost):
+            log.warning("%s died (exit code %d)", msg.worker, msg.exitcode)
+            self.num_lost += 1
+            self.pids.pop(msg.worker, None)
+            if msg.worker.startswith("verifier-"):
+                channel = self.channels.pop(int(msg.worker.partition("-")[2]), None)
+                if channel is not None:
+                    channel.close()
+        elif isinstance(msg, GroupStarted):
+            self._connect(msg, context)
+        elif isinstance(msg, EngineDown):
+            self._die(_error_of(msg))
+
+    def _connect(self, msg: GroupStarted, context: zmq.Context[Any]) -> None:
+        """Open the link to a verifier; what was in flight goes on from its committed tokens."""
+        channel = DealerChannel(context, msg.endpoint, f"engine-{os.getpid()}-{secrets.token_hex(4)}".encode())
+        channel.send(EngineHello(PROTOCOL_VERSION))
+        with self.lock:
+            self.orders = [order for order in self.orders if not isinstance(order[1], Submit | Score)]
+            for request_id, pending in self.pending.items():
+                if pending.group != msg.group:
+                    continue
+                if isinstance(pending, _PendingScore):
+                    channel.send(pending.message)
+                else:
+                    channel.send(
+                        Submit(
+                            request_id, pending.stream, pending.prompt_ids, tuple(pending.token_ids), pending.params
+                        )
+                    )
+            self.channels[msg.group] = channel
+        if len(self.channels) == self.num_expected:
+            self.started.set()
+
+    def _on_message(self, msg: Any) -> None:
+        if isinstance(msg, Committed):
+            pending = self.pending.get(msg.request_id)
+            if isinstance(pending, _Pending):
+                self._commit(pending, msg)
+        elif isinstance(msg, Finished):
+            self._finish(msg)
+        elif isinstance(msg, Failed):
+            self._fail(msg.request_id, getattr(errors, msg.kind, RequestError)(msg.text))
+        elif isinstance(msg, Scored):
+            with self.lock:
+                scored = self.pending.get(msg.request_id)
+            if isinstance(scored, _PendingScore):
+                scored.future.set_result(np.array(msg.logprobs))
+        elif isinstance(msg, StatsReply):
+            future = self.queries.pop(msg.query_id, None)
+            if future is not None:
+                future.set_result(msg)
+        elif isinstance(msg, EngineWelcome) and msg.protocol_version != PROTOCOL_VERSION:
+            self._die(EngineDeadError(f"the verifier speaks protocol {msg.protocol_version}, not {PROTOCOL_VERSION}"))
+
+    def _commit(self, pending: _Pending, msg: Committed) -> None:
+        pending.token_ids += msg.token_ids
+        text = self._new_text(pending, is_last=False)
+        pending.handle.push(StreamChunk(text, msg.token_ids))
+
+    def _new_text(self, pending: _Pending, *, is_last: bool, stop: str = "") -> str:
+        """Text not streamed yet: complete characters, nothing that may turn out to be a stop string."""
+        if self.tokenizer is None:
+            return ""
+        text = cut_at_stop(str(self.tokenizer.decode(pending.token_ids, skip_special_tokens=True)), stop)
+        if not is_last:
+            held_back = max(map(len, pending.params.stop), default=1) - 1
+            text = text.rstrip("\ufffd")
+            text = text[: len(text) - held_back] if held_back else text
+        new, pending.text_len = text[pending.text_len :], max(pending.text_len, len(text))
+        return new
+
+    def _finish(self, msg: Finished) -> None:
+        with self.lock:
+            pending = self.pending.pop(msg.request_id, None)
+        if isinstance(pending, _PendingScore):
+            return
+        if not isinstance(pending, _Pending):
+            return
+        rest = self._new_text(pending, is_last=True, stop=msg.stop)
+        if rest:
+            pending.handle.push(StreamChunk(rest, ()))
+        text = ""
+        if self.tokenizer is not None:
+            text = cut_at_stop(str(self.tokenizer.decode(pending.token_ids, skip_special_tokens=True)), msg.stop)
+        cost = RequestMetrics(
+            msg.rounds, msg.drafted, msg.accepted, msg.queue_wait_ns / 1e9,
+            (msg.first_token_ns - pending.submitted_ns) / 1e9, (msg.finished_ns - pending.submitted_ns) / 1e9,
+            msg.target_prefill_tokens, msg.draft_prefill_tokens,
+        )  # fmt: skip
+        assert pending.params.seed is not None
+        pending.handle.finish(
+            RequestOutput(
+                pending.prompt, pending.prompt_ids, text, tuple(pending.token_ids), msg.reason,
+                pending.params.seed, pending.index, cost,
+            )
+        )  # fmt: skip
+
+    def _fail(self, request_id: int, error: BaseException) -> None:
+        with self.lock:
+            pending = self.pending.pop(request_id, None)
+        if isinstance(pending, _Pending):
+            pending.handle.finish(error)
+        elif isinstance(pending, _PendingScore) and not pending.future.done():
+            pending.future.set_exception(error)
+
+    def _die(self, why: BaseException) -> None:
+        """Nothing will be served any more: everybody who waits is told."""
+        with self.lock:
+            if self.dead is None:
+                self.dead = why
+            ids, queries = list(self.pending), list(self.queries.values())
+            self.queries.clear()
+        for request_id in ids:
+            error = type(self.dead)(str(self.dead))
+            error.__cause__ = self.dead
+            self._fail(request_id, error)
+        for future in queries:
+            if not future.done():
+                future.set_exception(self.dead)
+        self.started.set()
+
+
+def _error_of(msg: EngineDown) -> BaseException:
+    if msg.kind == "ConfigError":
+        return ConfigError(msg.text.partition("ConfigError: ")[2] or msg.text)
+    if msg.kind == "WorkerStartError":
+        return WorkerStartError(msg.text, msg.worker, msg.last_log)
+    return EngineDeadError(f"{msg.text}\n{msg.last_log}".strip())
+
+
+class Branch:
+    """A committed token path of an engine.
+
+    Holds token ids only: the KV of common prefixes is found again in the arenas, so a branch outlives
+    the crash of any worker.
+
+    Attributes:
+        token_ids: prompt and everything generated on the way.
+        text: what the last continuation added; the prompt at the root.
+        output: of the continuation that made this branch; None at the root.
+    """
+
+    def __init__(self, engine: Engine, token_ids: tuple[int, ...], text: str, output: RequestOutput | None) -> None:
+        self.engine = engine
+        self.token_ids = token_ids
+        self.text = text
+        self.output = output
+
+    def fork(self, n: int, params: SamplingParams | None = None, *, timeout: float | None = None) -> list[Branch]:
+        """Continue ``n`` times; each child is a branch of its own."""
+        handles = self.engine.submit_all(self.token_ids, replace(params or SamplingParams(), n=n))
+        outputs = [handle.result(timeout) for handle in handles]
+        return [Branch(self.engine, self.token_ids + out.token_ids, out.text, out) for out in outputs]
+
+    def append(self, text: str) -> Branch:
+        """A branch with given text added."""
+        return Branch(self.engine, self.token_ids + self.engine.encode(text), text, None)
+
+    def score(self, texts: Iterable[str], *, timeout: float | None = None) -> list[float]:
+        """Summed log-probability (nats) of each text as a continuation, in one packed forward."""
+        ids = [self.engine.encode(text) for text in texts]
+        return [float(row.sum()) for row in self.engine.score_ids(self.token_ids, ids, timeout=timeout)]

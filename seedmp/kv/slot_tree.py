@@ -1,0 +1,158 @@
+"""Who may see which KV slot: the tokens of an arena as one tree, with reference counts.
+
+Every token whose KV is in the arena has a slot and a parent slot. What it may attend to is its
+chain of ancestors, so forking is sharing the parent, and equal prefixes meet in the same slots.
+Nothing is ever copied: rolling back frees slots.
+
+A slot is in one of four states: free; leased (being written, unknown to others); registered and
+held (a branch's tail or an ancestor of one); registered and idle (a cached prefix that is evicted,
+least recently used first, when room is needed).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from seedmp.errors import InvariantError, OutOfSlotsError
+
+NO_SLOT = -1  # parent of the first token
+
+
+class SlotTree:
+    """Slot allocator and prefix tree of one arena of ``num_slots`` slots.
+
+    Invariants:
+        each slot has exactly one state; ``refs`` of a registered slot is the number of holders
+        whose tail it is plus its registered children; a slot is idle iff its refs are 0.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._free = list(range(num_slots))  # a heap: low slots first keeps the used range short
+        self._leased: set[int] = set()
+        self._parent = [NO_SLOT] * num_slots
+        self._token = [0] * num_slots
+        self._refs = [0] * num_slots
+        self._child: dict[tuple[int, int], int] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self.num_evicted = 0
+
+    @property
+    def num_free(self) -> int:
+        """Slots that nobody has."""
+        return len(self._free)
+
+    @property
+    def num_leased(self) -> int:
+        """Slots that are being written."""
+        return len(self._leased)
+
+    def find_child(self, parent: int, token_id: int) -> int | None:
+        """The slot of ``token_id`` below ``parent`` (NO_SLOT: first token), if registered."""
+        return self._child.get((parent, token_id))
+
+    def find_path(self, token_ids: Sequence[int]) -> list[int]:
+        """Slots of the longest registered prefix of ``token_ids``."""
+        path: list[int] = []
+        parent = NO_SLOT
+        for token_id in token_ids:
+            slot = self._child.get((parent, token_id))
+            if slot is None:
+                break
+            path.append(slot)
+            parent = slot
+        return path
+
+    def lease(self, num: int) -> list[int]:
+        """Take ``num`` slots to write into, evicting idle prefixes when needed.
+
+        Raises:
+            OutOfSlotsError: not enough; nothing was taken (idle prefixes may be gone).
+        """
+        while len(self._free) < num and self._idle:
+            self._evict(next(iter(self._idle)))
+        if len(self._free) < num:
+            raise OutOfSlotsError(num, len(self._free))
+        slots = [heapq.heappop(self._free) for _ in range(num)]
+        self._leased.update(slots)
+        return slots
+
+    def give_back(self, slots: Iterable[int]) -> None:
+        """Return leased slots unused."""
+        for slot in slots:
+            self._leased.remove(slot)
+            heapq.heappush(self._free, slot)
+
+    def register(self, parent: int, token_id: int, slot: int) -> int:
+        """Make a leased slot known as ``token_id`` below ``parent``; it is idle until held.
+
+        Returns:
+            the slot that now stands for the token: an equal one that was there before wins,
+            and the leased one is given back.
+        """
+        known = self._child.get((parent, token_id))
+        if known is not None:
+            self.give_back([slot])
+            return known
+        self._leased.remove(slot)
+        self._child[parent, token_id] = slot
+        self._parent[slot], self._token[slot] = parent, token_id
+        self._idle[slot] = None
+        if parent != NO_SLOT:
+            self.hold(parent)
+        return slot
+
+    def hold(self, slot: int) -> None:
+        """Keep ``slot`` and its ancestors until ``release``."""
+        self._refs[slot] += 1
+        self._idle.pop(slot, None)
+
+    def release(self, slot: int) -> None:
+        """Undo one ``hold``; what nobody holds stays as a cached prefix until room is needed."""
+        if self._refs[slot] <= 0:
+            raise InvariantError(f"slot {slot} released more often than held")
+        self._refs[slot] -= 1
+        if self._refs[slot] == 0:
+            self._idle[slot] = None
+
+    def clear(self) -> None:
+        """Forget every idle prefix."""
+        while self._idle:
+            self._evict(next(iter(self._idle)))
+
+    def _evict(self, slot: int) -> None:
+        del self._idle[slot]
+        parent = self._parent[slot]
+        del self._child[parent, self._token[slot]]
+        heapq.heappush(self._free, slot)
+        self.num_evicted += 1
+        if parent != NO_SLOT:
+            self.release(parent)
+            if self._refs[parent] == 0:
+                self._idle.move_to_end(parent, last=False)
+
+    def validate(self) -> None:
+        """Check every invariant.
+
+        Raises:
+            InvariantError: one does not hold; the message says which.
+        """
+        registered = set(self._child.values())
+        free = set(self._free)
+        if len(free) + len(self._leased) + len(registered) != self.num_slots:
+            raise InvariantError(
+                f"{len(free)} free + {len(self._leased)} leased + {len(registered)} registered != {self.num_slots}"
+            )
+        if free & self._leased or free & registered or self._leased & registered:
+            raise InvariantError("a slot has two states")
+        children = dict.fromkeys(registered, 0)
+        for (parent, _), slot in self._child.items():
+            if parent != self._parent[slot] or (parent != NO_SLOT and parent not in registered):
+                raise InvariantError(f"slot {slot} has parent {parent}, which is not registered as such")
+            if parent != NO_SLOT:
+                children[parent] += 1
+        for slot in registered:
+            if self._refs[slot] < children[slot] or (self._refs[slot] == 0) != (slot in self._idle):
+                raise InvariantError(f"slot {slot}: refs {self._refs[slot]}, children {children[slot]}")

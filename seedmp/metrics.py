@@ -1,0 +1,40 @@
+"""The only formulas of the figures that seedmp reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from seedmp.trace import Span, intersection_ns, total_ns, union
+
+
+def tokens_per_s(kept_tokens: int, wall_s: float) -> float:
+    """Kept tokens ÷ wall time."""
+    return kept_tokens / wall_s if wall_s > 0 else 0.0
+
+
+def acceptance_rate(accepted: int, drafted: int) -> float:
+    """Accepted ÷ drafted, where a round drafts as many tokens as its tree is deep."""
+    return accepted / drafted if drafted else 0.0
+
+
+def mean_accepted_len(accepted: int, rounds: int) -> float:
+    """1 + accepted ÷ rounds: tokens committed by a target pass."""
+    return 1 + accepted / rounds if rounds else 0.0
+
+
+def overlap_s(spans: Sequence[Span]) -> float:
+    """Seconds in which a draft and the verifier were busy at the same time."""
+    drafting = union(span for span in spans if span.kind == "draft")
+    verifying = union(span for span in spans if span.kind == "verify")
+    return intersection_ns(drafting, verifying) / 1e9
+
+
+def verifier_busy(spans: Sequence[Span], wall_s: float) -> float:
+    """Share of the wall time in which the verifier ran the target."""
+    busy_s = total_ns(union(span for span in spans if span.kind == "verify")) / 1e9
+    return busy_s / wall_s if wall_s > 0 else 0.0
+
+
+def draft_busy_s(spans: Sequence[Span]) -> float:
+    """Seconds of drafting, summed over workers."""
+    return sum(span.end_ns - span.start_ns for span in spans if span.kind == "draft") / 1e9

@@ -1,0 +1,323 @@
+"""Load decoder-only models, their tokenizers and what generation must know of them.
+
+A model is named by a folder or by a hub id. A hub id is looked up in the local cache first, and on
+the network only for what is missing there. torch and transformers are imported on first use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from seedmp.errors import ConfigError
+from seedmp.models.inflate import get_shape, inflate, inflated_config
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ALLOWED = "a folder with a config.json, or a hub id such as org/name"
+_CONNECT_TIMEOUT_S = 3.0
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model to load.
+
+    Args:
+        path: a folder with config.json, or a hub id.
+        shape: name of a shape (``seedmp.models.inflate.SHAPES``) to inflate it to, or None.
+    """
+
+    path: str
+    shape: str | None = None
+
+
+def load_config(spec: ModelSpec) -> PretrainedConfig:
+    """The configuration of the model that ``load_model`` gives, with its inflated sizes if any.
+
+    Raises:
+        ConfigError: nothing can be loaded from the path, it is no decoder-only causal language
+            model, or the shape is unknown or too small for it.
+    """
+    config = _load_own_config(spec.path)
+    return config if spec.shape is None else inflated_config(config, get_shape(spec.shape))
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies beside a model; None when there is none.
+
+    Raises:
+        ConfigError: the path does not exist, or its tokenizer cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    if _is_folder(path):
+        if not any((Path(path) / name).is_file() for name in _TOKENIZER_FILES):
+            return None
+    elif not _hub_has_tokenizer(path):
+        return None
+    return _load(path, "tokenizer", AutoTokenizer.from_pretrained)
+
+
+def load_model(spec: ModelSpec, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+    """The model, ready to run: eval mode, no gradients, SDPA attention where the model has it.
+
+    Args:
+        spec: what to load.
+        dtype: of the weights.
+        device: such as ``cpu`` or ``cuda:0``. An inflated model is built there directly.
+
+    Raises:
+        ConfigError: as ``load_config``; or the weights are missing or broken.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = _load_own_config(spec.path)
+    if spec.shape is not None:
+        inflated_config(config, get_shape(spec.shape))  # complains before the weights are read
+    attention = "sdpa" if _model_class(config)._supports_sdpa else "eager"
+
+    def load(path: str, **options: Any) -> PreTrainedModel:
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=load_dtype, attn_implementation=attention, **options
+        )
+        return loaded
+
+    # Scaled weights are rounded once, from float32.
+    load_dtype = dtype if spec.shape is None else torch.float32
+    with _no_progress_bar():
+        model = _load(spec.path, "model", load)
+    if spec.shape is not None:
+        return inflate(model.eval(), get_shape(spec.shape), dtype=dtype, device=device)
+    model = model.to(device).eval()
+    model.requires_grad_(False)
+    return model
+
+
+def eos_token_ids(spec: ModelSpec) -> tuple[int, ...]:
+    """The token ids that end a text: of generation_config.json, else of config.json; possibly none.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    from transformers import GenerationConfig
+
+    config = _load_own_config(spec.path)
+    eos = config.get_text_config(decoder=True).eos_token_id
+    try:
+        generation = _from_hub(spec.path, GenerationConfig.from_pretrained, must_exist=False)
+    except (OSError, ValueError):
+        generation = None
+    if generation is not None and generation.eos_token_id is not None:
+        eos = generation.eos_token_id
+    if eos is None:
+        return ()
+    return (int(eos),) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
+
+
+def check_vocabularies(target_spec: ModelSpec, draft_spec: ModelSpec) -> int:
+    """Check that target and draft mean the same by each token id.
+
+    With a tokenizer on both sides the two must map the same strings to the same ids; each model may
+    pad its vocabulary beyond that, but not fall short of it. With a tokenizer on at most one side the
+    models' ``vocab_size`` must be equal.
+
+    Returns:
+        The number of real token ids: columns of the logits from there on are padding.
+
+    Raises:
+        ConfigError: the vocabularies differ; or as ``load_config``.
+    """
+    specs = {"target": target_spec, "draft": draft_spec}
+    sizes = {
+        role: int(load_config(spec).get_text_config(decoder=True).vocab_size) for role, spec in specs.items()
+    }
+    vocabularies: dict[str, dict[str, int]] = {}
+    for role, spec in specs.items():
+        tokenizer = load_tokenizer(spec.path)
+        if tokenizer is not None:
+            vocabularies[role] = tokenizer.get_vocab()
+    if len(vocabularies) == 2:
+        _check_same_tokens(vocabularies["target"], vocabularies["draft"], target_spec.path, draft_spec.path)
+    elif sizes["target"] != sizes["draft"]:
+        raise ConfigError(
+            f"target {target_spec.path!r} has vocab_size {sizes['target']} and draft {draft_spec.path!r} "
+            f"{sizes['draft']}: without a tokenizer in both folders the sizes must be equal"
+        )
+    if not vocabularies:
+        return sizes["target"]
+    vocab_size = max(max(vocabulary.values()) for vocabulary in vocabularies.values()) + 1
+    for role, size in sizes.items():
+        if size < vocab_size:
+            raise ConfigError(
+                f"{role} {specs[role].path!r} has vocab_size {size}, "
+                f"less than the {vocab_size} ids of the tokenizer"
+            )
+    return vocab_size
+
+
+def _check_same_tokens(
+    target: dict[str, int], draft: dict[str, int], target_path: str, draft_path: str
+) -> None:
+    if target == draft:
+        return
+    differing = [token for token in {**target, **draft} if target.get(token) != draft.get(token)]
+    first = min(differing, key=lambda token: (min(target.get(token, 2**62), draft.get(token, 2**62)), token))
+    raise ConfigError(
+        f"target {target_path!r} has {len(target)} tokens and draft {draft_path!r} {len(draft)}, and "
+        f"{len(differing)} of them differ: {first!r} has id {target.get(first)} in the target and "
+        f"{draft.get(first)} in the draft; they must have one vocabulary"
+    )
+
+
+def _load_own_config(path: str) -> PretrainedConfig:
+    """The configuration in the folder, before inflation."""
+    from transformers import AutoConfig
+
+    if _is_folder(path) and not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"model {path!r}: the folder has no config.json; allowed is {_ALLOWED}")
+    config = _load(path, "configuration", AutoConfig.from_pretrained)
+    kind = _why_no_decoder(config)
+    if kind:
+        raise ConfigError(
+            f"model {path!r} of type {config.model_type!r} {kind}: "
+            "only decoder-only causal language models are served"
+        )
+    return config
+
+
+def _why_no_decoder(config: PretrainedConfig) -> str:
+    """What keeps a model from being served, or ''."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if config.is_encoder_decoder:
+        return "has an encoder"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "is no causal language model"
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        return "is an encoder"
+    if not getattr(config.get_text_config(decoder=True), "num_attention_heads", None):
+        return "has no attention"
+    return ""
+
+
+def _model_class(config: PretrainedConfig) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _is_folder(path: str) -> bool:
+    """True for a folder, False for what may be a hub id.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if path and Path(path).is_dir():
+        return True
+    is_file = bool(path) and Path(path).exists()
+    if is_file or not _HUB_ID.fullmatch(path):
+        problem = "is not a folder" if is_file else "does not exist"
+        raise ConfigError(f"model {path!r} {problem}; allowed is {_ALLOWED}")
+    return False
+
+
+def _load(path: str, what: str, load: Callable[..., T]) -> T:
+    """Call a ``from_pretrained``, turning whatever it says about a bad path into one line."""
+    try:
+        return _from_hub(path, load)
+    except ConfigError:
+        raise
+    except Exception as error:
+        # transformers has no error type of its own: a bad file shows as OSError, ValueError, KeyError,
+        # SafetensorError, ImportError, ...
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"model {path!r}: no {what} can be loaded ({lines[0]}); allowed is {_ALLOWED}"
+        ) from error
+
+
+def _from_hub(path: str, load: Callable[..., T], *, must_exist: bool = True) -> T:
+    """Load from the folder or the local cache; else, for a hub id, from the network.
+
+    Raises:
+        ConfigError: the hub cannot be reached and ``must_exist``.
+        Exception: what ``load`` raises.
+    """
+    if _is_folder(path):
+        return load(path)
+    try:
+        return load(path, local_files_only=True)
+    except (OSError, ValueError):
+        problem = _hub_problem()
+        if not problem:
+            return load(path)
+        if must_exist:
+            raise ConfigError(
+                f"model {path!r} is neither a folder nor in the local cache, and {problem}; "
+                f"allowed is {_ALLOWED}"
+            ) from None
+        raise
+
+
+def _hub_problem() -> str:
+    """Why the hub cannot be asked, or ''.
+
+    Found out within seconds: the hub's client would retry for half a minute.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "the hub is switched off (HF_HUB_OFFLINE)"
+    url = urllib.parse.urlsplit(constants.ENDPOINT)
+    host = url.hostname or ""
+    if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return ""  # the proxy resolves the name
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return f"the hub cannot be reached ({error})"
+    return ""
+
+
+def _hub_has_tokenizer(path: str) -> bool:
+    """Whether a hub id comes with a tokenizer, by the cache or else by the network."""
+    from huggingface_hub import file_exists, try_to_load_from_cache
+
+    for name in _TOKENIZER_FILES:
+        if isinstance(try_to_load_from_cache(path, name), str):
+            return True
+    if _hub_problem():
+        return False
+    return any(file_exists(path, name) for name in _TOKENIZER_FILES)
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """No progress bar of transformers while weights are read: workers share the user's terminal."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

@@ -1,0 +1,657 @@
+"""The scheduler: events in, actions out; no torch, sockets, clock or randomness inside.
+
+It owns the branches, the first-come queue and the slot trees of both arenas. The verifier process
+drives it with real events, a simulator with invented ones.
+
+A branch goes WAITING → DRAFTABLE → DRAFTING → PROPOSED → VERIFYING → DRAFTABLE ... → gone. The
+target runs a long prompt in chunks while the branch is DRAFTABLE or DRAFTING.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from seedmp.config import EngineConfig, Method, Schedule
+from seedmp.errors import InvalidTransitionError, InvariantError, OutOfSlotsError
+from seedmp.kv.slot_tree import NO_SLOT, SlotTree
+from seedmp.sampling import SamplingParams
+from seedmp.scheduler.actions import (
+    Action,
+    BranchCounters,
+    CommitTokens,
+    FailBranch,
+    FinishBranch,
+    RunForward,
+    Segment,
+    SendDraftTask,
+    WakeAt,
+)
+from seedmp.scheduler.events import (
+    BranchCancelled,
+    BranchSubmitted,
+    ContextComputed,
+    Event,
+    ForwardFinished,
+    Outcome,
+    ProposalArrived,
+    ScoreRequested,
+    WorkerJoined,
+    WorkerLost,
+)
+from seedmp.scheduler.policies import POLICIES, Outlook, QueueItem
+from seedmp.stopping import Decode, find_stop
+from seedmp.token_tree.k_config import num_drafted, num_nodes
+from seedmp.token_tree.tree import EMPTY_TREE, TokenTree
+
+MIN_SHARED_TOKENS = 16  # a branch waits for another's draft prefill only if it saves so many tokens
+COST_MEMORY = 32  # forwards that the cost estimate looks back on
+
+
+class BranchState(enum.Enum):
+    """What a branch waits for."""
+
+    WAITING = "waiting"  # to be admitted
+    DRAFTABLE = "draftable"  # for a draft worker
+    DRAFTING = "drafting"  # for a proposal
+    PROPOSED = "proposed"  # for a forward
+    VERIFYING = "verifying"  # for the forward's end
+
+
+_S = BranchState
+TRANSITIONS = {
+    (_S.WAITING, _S.DRAFTABLE),  # admitted
+    (_S.WAITING, _S.PROPOSED),  # admitted to be scored
+    (_S.DRAFTABLE, _S.DRAFTING),  # task sent
+    (_S.DRAFTABLE, _S.PROPOSED),  # nothing to draft
+    (_S.DRAFTING, _S.PROPOSED),  # proposal arrived
+    (_S.DRAFTING, _S.DRAFTABLE),  # worker lost
+    (_S.PROPOSED, _S.VERIFYING),  # forward ordered
+    (_S.VERIFYING, _S.DRAFTABLE),  # committed
+}
+
+
+@dataclass
+class Branch:
+    """One token sequence that is generated.
+
+    ``target_path`` and ``draft_path`` are the slots of a prefix of ``tokens``; the branch holds their tails.
+    """
+
+    branch_id: int
+    stream: int
+    params: SamplingParams
+    tokens: list[int]
+    prompt_len: int
+    max_new: int
+    submitted_ns: int
+    state: BranchState = BranchState.WAITING
+    round: int = 0
+    target_path: list[int] = field(default_factory=list)
+    draft_path: list[int] = field(default_factory=list)
+    tree: TokenTree = EMPTY_TREE
+    payload: object = None
+    task: DraftLease | None = None
+    ready_ns: int = 0
+    score: bool = False
+    counters: BranchCounters = field(default_factory=BranchCounters)
+
+
+@dataclass
+class DraftLease:
+    """Slots lent to a worker for one round; they come back when the worker answers or is reaped."""
+
+    branch_id: int
+    round: int
+    worker_id: int
+    epoch: int
+    sent_ns: int
+    pending_ids: tuple[int, ...]
+    context_slots: list[int]  # of the pending tokens, once registered
+    unused_slots: list[int]  # lent, to be given back at the end of the task
+    tree_slots: list[int]
+    announced: bool
+    context_known: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests are held to.
+
+    Args:
+        max_model_len: positions of target and draft.
+        vocab_size: token ids must be below it.
+        eos_token_ids: of the target.
+    """
+
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+
+
+class Scheduler:
+    """Decides who drafts, who is verified and who gets which slots.
+
+    Invariants (``validate``): those of both slot trees; every branch is in a state that an event or a
+    worker will end; a DRAFTING branch has exactly one lease.
+    """
+
+    def __init__(self, config: EngineConfig, limits: Limits, decode: Decode | None = None) -> None:
+        self.config = config
+        self.limits = limits
+        self.decode = decode
+        self.policy = POLICIES[config.policy]()
+        self.branches: dict[int, Branch] = {}
+        self.workers: dict[int, int] = {}  # worker_id -> epoch
+        self.leases: dict[tuple[int, int], DraftLease] = {}  # by (branch_id, round)
+        self.target_slots = SlotTree(config.kv_slots)
+        self.draft_slots = SlotTree(config.num_draft_slots)
+        self.forward: tuple[Segment, ...] | None = None
+        self.counters = {
+            name: 0
+            for name in (
+                "rounds", "drafted", "accepted", "committed_tokens", "forwards", "forward_rows",
+                "target_prefill_tokens", "draft_prefill_tokens", "shared_target_tokens", "shared_draft_tokens",
+                "queue_wait_ns", "stale_proposals", "preempted", "finished", "failed",
+            )
+        }  # fmt: skip
+        self._draft_ns = 0.0
+        self._forward_ns: deque[int] = deque(maxlen=COST_MEMORY)
+        self._log: deque[tuple[int, int, str]] = deque(maxlen=4096)
+        self._handlers: dict[type, Callable[..., list[Action]]] = {
+            BranchSubmitted: self._on_submitted,
+            ScoreRequested: self._on_score_requested,
+            BranchCancelled: self._on_cancelled,
+            WorkerJoined: self._on_worker_joined,
+            WorkerLost: self._on_worker_lost,
+            ContextComputed: self._on_context_computed,
+            ProposalArrived: self._on_proposal,
+            ForwardFinished: self._on_forward_finished,
+        }
+
+    # --- the two ways in ------------------------------------------------------------------------
+
+    def handle(self, event: Event, now_ns: int) -> list[Action]:
+        """Take note of a fact; orders that follow from it at once are returned."""
+        self._log.append((now_ns, getattr(event, "branch_id", -1), type(event).__name__))
+        actions = self._handlers[type(event)](event, now_ns)
+        if self.config.validate:
+            self.validate()
+        return actions
+
+    def decide(self, now_ns: int) -> list[Action]:
+        """Orders for what can be done now: admit, send draft tasks, run the target."""
+        self._admit()
+        actions: list[Action] = [*self._send_draft_tasks(now_ns), *self._order_forward(now_ns)]
+        if self.config.validate:
+            self.validate()
+        return actions
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def _on_submitted(self, event: BranchSubmitted, now_ns: int) -> list[Action]:
+        if event.branch_id in self.branches:
+            return []
+        tokens = [*event.prompt_ids, *event.committed_ids]
+        room = self.limits.max_model_len - len(event.prompt_ids)
+        branch = Branch(
+            event.branch_id, event.stream, event.params, tokens, len(event.prompt_ids),
+            min(event.params.max_tokens, room), now_ns,
+        )  # fmt: skip
+        problem = self._why_never(branch, num_nodes(self.config.k_config))
+        if problem:
+            self.counters["failed"] += 1
+            return [FailBranch(event.branch_id, "RejectedError", problem)]
+        self.branches[branch.branch_id] = branch
+        return []
+
+    def _on_score_requested(self, event: ScoreRequested, now_ns: int) -> list[Action]:
+        branch = Branch(
+            event.branch_id, 0, SamplingParams(), list(event.prompt_ids), len(event.prompt_ids),
+            max(event.tree.depths, default=0), now_ns, score=True, tree=event.tree,
+        )  # fmt: skip
+        problem = self._why_never(branch, len(event.tree))
+        if problem:
+            self.counters["failed"] += 1
+            return [FailBranch(event.branch_id, "RejectedError", problem)]
+        self.branches[branch.branch_id] = branch
+        return []
+
+    def _why_never(self, branch: Branch, num_tree: int) -> str:
+        """Why a request can never be served, or nothing."""
+        if branch.prompt_len == 0:
+            return "the prompt is empty: at least one token is needed"
+        strange = next((t for t in (*branch.tokens, *branch.tree.token_ids) if not 0 <= t < self.limits.vocab_size), None)
+        if strange is not None:
+            return f"token id {strange}: must be in [0, {self.limits.vocab_size})"
+        if branch.params.seed is None and not branch.score:
+            return "the seed is not set"
+        new = branch.max_new if branch.score else 1
+        if branch.prompt_len + new > self.limits.max_model_len:
+            return (
+                f"the prompt has {branch.prompt_len} tokens: the models allow {self.limits.max_model_len}, "
+                "new tokens included"
+            )
+        needed = branch.prompt_len + branch.max_new + num_tree + 1
+        for name, slots in (("kv_slots", self.target_slots), ("draft_kv_slots", self.draft_slots)):
+            if needed > slots.num_slots:
+                return (
+                    f"prompt of {branch.prompt_len} tokens + {branch.max_new} new + a tree of {num_tree} "
+                    f"need {needed} KV slots: {name} is {slots.num_slots}"
+                )
+        return ""
+
+    def _on_cancelled(self, event: BranchCancelled, now_ns: int) -> list[Action]:
+        branch = self.branches.get(event.branch_id)
+        if branch is None:
+            return []
+        if branch.state is BranchState.VERIFYING:
+            self._give_back_tree(self._segment_of(branch), ())
+        self._drop(branch)
+        self.counters["failed"] += 1
+        return [FailBranch(event.branch_id, "CancelledError", "the request was cancelled")]
+
+    def _on_worker_joined(self, event: WorkerJoined, now_ns: int) -> list[Action]:
+        self.workers[event.worker_id] = event.epoch
+        return []
+
+    def _on_worker_lost(self, event: WorkerLost, now_ns: int) -> list[Action]:
+        if self.workers.get(event.worker_id) == event.epoch:
+            del self.workers[event.worker_id]
+        for key, lease in list(self.leases.items()):
+            if lease.worker_id != event.worker_id or lease.epoch != event.epoch:
+                continue
+            del self.leases[key]
+            self.draft_slots.give_back([*lease.unused_slots, *lease.tree_slots])
+            branch = self.branches.get(lease.branch_id)
+            if branch is not None and branch.task is lease:
+                branch.task = None
+                self._move(branch, BranchState.DRAFTABLE)
+        return []
+
+    def _on_context_computed(self, event: ContextComputed, now_ns: int) -> list[Action]:
+        lease = self.leases.get((event.branch_id, event.round))
+        if lease is not None:
+            self._register_context(lease)
+        return []
+
+    def _on_proposal(self, event: ProposalArrived, now_ns: int) -> list[Action]:
+        lease = self.leases.pop((event.branch_id, event.round), None)
+        if lease is None or lease.worker_id != event.worker_id:
+            if lease is not None:
+                self.leases[event.branch_id, event.round] = lease
+            self.counters["stale_proposals"] += 1
+            return []
+        self._register_context(lease)
+        self.draft_slots.give_back(lease.unused_slots)
+        branch = self.branches.get(event.branch_id)
+        if branch is None or branch.task is not lease:
+            self.draft_slots.give_back(lease.tree_slots)
+            return []
+        if len(lease.pending_ids) < MIN_SHARED_TOKENS:
+            taken = event.ready_ns - lease.sent_ns
+            self._draft_ns = taken if not self._draft_ns else 0.8 * self._draft_ns + 0.2 * taken
+        branch.tree, branch.payload, branch.ready_ns = event.tree, event.payload, event.ready_ns
+        self._move(branch, BranchState.PROPOSED)
+        return []
+
+    def _on_forward_finished(self, event: ForwardFinished, now_ns: int) -> list[Action]:
+        if self.forward is None:
+            raise InvalidTransitionError("a forward finished that was never ordered")
+        segments, self.forward = self.forward, None
+        self._forward_ns.append(event.elapsed_ns)
+        self.counters["forwards"] += 1
+        self.counters["forward_rows"] += sum(len(s.chain_ids) + len(s.tree) for s in segments)
+        by_branch = {segment.branch_id: segment for segment in segments}
+        actions: list[Action] = []
+        for outcome in event.outcomes:
+            branch = self.branches.get(outcome.branch_id)
+            if branch is not None and branch.state is BranchState.VERIFYING:
+                actions += self._commit(branch, by_branch[outcome.branch_id], outcome, now_ns)
+        return actions
+
+    # --- committing -----------------------------------------------------------------------------
+
+    def _commit(self, branch: Branch, segment: Segment, outcome: Outcome, now_ns: int) -> list[Action]:
+        if branch.score:
+            self._give_back_tree(segment, ())
+            self._drop(branch)
+            self.counters["finished"] += 1
+            return [FinishBranch(branch.branch_id, "score", counters=branch.counters)]
+        new_ids = [*(segment.tree.token_ids[i] for i in outcome.accepted), outcome.next_token]
+        stop = find_stop(
+            branch.tokens[branch.prompt_len :], new_ids, branch.params, self.limits.eos_token_ids,
+            branch.max_new, self.decode,
+        )  # fmt: skip
+        new_ids = new_ids[: stop.num_kept]
+        self._count_round(branch, segment, min(len(outcome.accepted), stop.num_kept), len(new_ids), now_ns)
+        kept = outcome.accepted[: stop.num_kept]
+        self._extend_paths(branch, segment, kept)
+        branch.tokens += new_ids
+        branch.tree, branch.payload, branch.task = EMPTY_TREE, None, None
+        branch.round += 1
+        actions: list[Action] = [CommitTokens(branch.branch_id, tuple(new_ids))]
+        if stop.reason:
+            self._drop(branch)
+            self.counters["finished"] += 1
+            return [*actions, FinishBranch(branch.branch_id, stop.reason, stop.text, branch.counters)]
+        self._move(branch, BranchState.DRAFTABLE)
+        return actions
+
+    def _count_round(self, branch: Branch, segment: Segment, accepted: int, committed: int, now_ns: int) -> None:
+        depth = max(segment.tree.depths, default=0)
+        for counters in (branch.counters.__dict__, self.counters):
+            counters["rounds"] += 1
+            counters["drafted"] += depth
+            counters["accepted"] += accepted
+        self.counters["committed_tokens"] += committed
+        if not branch.counters.first_token_ns:
+            branch.counters.first_token_ns = now_ns
+
+    def _extend_paths(self, branch: Branch, segment: Segment, accepted: tuple[int, ...]) -> None:
+        """Keep the slots of accepted nodes in both arenas, free those of the others."""
+        self._set_path(
+            self.target_slots,
+            branch.target_path,
+            [
+                (segment.tree.token_ids[node_idx], segment.tree_slots[node_idx])
+                for node_idx in accepted
+            ],
+        )
+        self._give_back_tree(segment, accepted)
+        lease = branch.task
+        if lease is not None:
+            drafted = [i for i in accepted if i < len(lease.tree_slots)]  # leaves have no draft KV
+            in_place = len(branch.draft_path) == len(branch.tokens)
+            kept = [(segment.tree.token_ids[i], lease.tree_slots[i]) for i in drafted] if in_place else []
+            self._set_path(self.draft_slots, branch.draft_path, kept)
+            taken = {slot for _, slot in kept}
+            self.draft_slots.give_back(slot for slot in lease.tree_slots if slot not in taken)
+
+    def _set_path(self, slots: SlotTree, path: list[int], new: Iterable[tuple[int, int]]) -> None:
+        """Append (token, leased slot) pairs to a path; the hold moves to the new tail."""
+        old_tail = path[-1] if path else NO_SLOT
+        for token_id, slot in new:
+            path.append(slots.register(path[-1] if path else NO_SLOT, token_id, slot))
+        self._move_hold(slots, old_tail, path[-1] if path else NO_SLOT)
+
+    @staticmethod
+    def _move_hold(slots: SlotTree, old_tail: int, new_tail: int) -> None:
+        if old_tail == new_tail:
+            return
+        if new_tail != NO_SLOT:
+            slots.hold(new_tail)
+        if old_tail != NO_SLOT:
+            slots.release(old_tail)
+
+    def _give_back_tree(self, segment: Segment, accepted: tuple[int, ...]) -> None:
+        kept = set(accepted)
+        self.target_slots.give_back(slot for i, slot in enumerate(segment.tree_slots) if i not in kept)
+
+    def _share(self, slots: SlotTree, path: list[int], tokens: list[int]) -> int:
+        """Extend a path by what is registered already, short of the last token; the number gained."""
+        old_tail, before = (path[-1] if path else NO_SLOT), len(path)
+        while len(path) < len(tokens) - 1:
+            slot = slots.find_child(path[-1] if path else NO_SLOT, tokens[len(path)])
+            if slot is None:
+                break
+            path.append(slot)
+        self._move_hold(slots, old_tail, path[-1] if path else NO_SLOT)
+        return len(path) - before
+
+    def _drop_path(self, slots: SlotTree, path: list[int]) -> None:
+        if path:
+            slots.release(path[-1])
+            path.clear()
+
+    def _drop(self, branch: Branch) -> None:
+        """Forget a branch; its KV stays as a cached prefix until room is needed."""
+        lease = branch.task
+        if lease is not None and (branch.branch_id, lease.round) not in self.leases:
+            self.draft_slots.give_back(lease.tree_slots)  # proposed, not committed
+        branch.task = None
+        self._drop_path(self.target_slots, branch.target_path)
+        self._drop_path(self.draft_slots, branch.draft_path)
+        del self.branches[branch.branch_id]
+
+    # --- drafting -------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        serial = self.config.schedule is Schedule.SERIAL
+        num_active = sum(branch.state is not BranchState.WAITING for branch in self.branches.values())
+        for branch in self.branches.values():
+            if branch.state is BranchState.WAITING:
+                if serial and num_active:
+                    return
+                num_active += 1
+                branch.ready_ns = branch.submitted_ns
+                self._move(branch, BranchState.PROPOSED if branch.score else BranchState.DRAFTABLE)
+
+    def _send_draft_tasks(self, now_ns: int) -> list[Action]:
+        actions: list[Action] = []
+        for branch in self.branches.values():
+            if branch.state is not BranchState.DRAFTABLE:
+                continue
+            k_config = self._k_config_of(branch)
+            if not k_config:
+                branch.ready_ns = now_ns
+                self._move(branch, BranchState.PROPOSED)
+                continue
+            if not self.workers:
+                break
+            self._count_shared("shared_draft_tokens", self._share(self.draft_slots, branch.draft_path, branch.tokens))
+            if self._worth_waiting(branch):
+                continue
+            task = self._lend(branch, k_config, now_ns)
+            if task is None:
+                break
+            actions.append(task)
+        return actions
+
+    def _k_config_of(self, branch: Branch) -> tuple[int, ...]:
+        """The levels that can still be of use: not beyond ``max_tokens`` or the models' positions."""
+        if self.config.method is Method.AR:
+            return ()
+        num_left = branch.prompt_len + branch.max_new - len(branch.tokens)
+        depth = min(num_left - 1, self.limits.max_model_len - len(branch.tokens))
+        return self.config.k_config[: max(depth, 0)]
+
+    def _worth_waiting(self, branch: Branch) -> bool:
+        """Whether another branch is just computing a prompt that this one could share."""
+        known = len(branch.draft_path)
+        if len(branch.tokens) - known <= MIN_SHARED_TOKENS:
+            return False
+        for lease in self.leases.values():
+            other = self.branches.get(lease.branch_id)
+            if lease.context_known or not lease.announced or other is None or other.task is not lease:
+                continue
+            goal = min(len(branch.tokens), len(other.tokens))
+            if branch.tokens[: known + MIN_SHARED_TOKENS] == other.tokens[: known + MIN_SHARED_TOKENS] and goal > known:
+                return True
+        return False
+
+    def _lend(self, branch: Branch, k_config: tuple[int, ...], now_ns: int) -> SendDraftTask | None:
+        pending = tuple(branch.tokens[len(branch.draft_path) :])
+        num_tree = num_drafted(k_config)
+        try:
+            slots = self._lease_draft(branch, len(pending) + num_tree)
+        except OutOfSlotsError:
+            return None
+        loads = dict.fromkeys(self.workers, 0)
+        for lease in self.leases.values():
+            if lease.worker_id in loads:
+                loads[lease.worker_id] += 1
+        worker_id = min(loads, key=lambda w: (loads[w], (w - branch.branch_id) % len(loads)))
+        num_prefill = max(0, branch.prompt_len - 1 - len(branch.draft_path))
+        self.counters["draft_prefill_tokens"] += num_prefill
+        branch.counters.draft_prefill_tokens += num_prefill
+        announce = len(pending) > MIN_SHARED_TOKENS
+        branch.task = DraftLease(
+            branch.branch_id, branch.round, worker_id, self.workers[worker_id], now_ns, pending, [],
+            slots[: len(pending)], slots[len(pending) :], announce,
+        )  # fmt: skip
+        self.leases[branch.branch_id, branch.round] = branch.task
+        self._move(branch, BranchState.DRAFTING)
+        draft_temperature = branch.params.effective_draft_temperature
+        assert branch.params.seed is not None
+        return SendDraftTask(
+            worker_id, branch.branch_id, branch.round, branch.params.seed, branch.stream, k_config,
+            self.config.proposal_kind(draft_temperature), draft_temperature, announce,
+            tuple(branch.draft_path), pending, tuple(slots),
+        )  # fmt: skip
+
+    def _lease_draft(self, branch: Branch, num: int) -> list[int]:
+        try:
+            return self.draft_slots.lease(num)
+        except OutOfSlotsError:
+            if self.leases or any(b.task is not None for b in self.branches.values()):
+                raise  # a round in flight will free slots
+            for other in self.branches.values():
+                if other is not branch:
+                    self._drop_path(self.draft_slots, other.draft_path)
+            return self.draft_slots.lease(num)
+
+    def _register_context(self, lease: DraftLease) -> None:
+        """Make a task's pending tokens known: they are in the arena now, for everybody."""
+        if lease.context_known:
+            return
+        lease.context_known = True
+        branch = self.branches.get(lease.branch_id)
+        if branch is None or branch.task is not lease:
+            return
+        slots, lease.unused_slots = lease.unused_slots, []
+        path, old_tail = branch.draft_path, (branch.draft_path[-1] if branch.draft_path else NO_SLOT)
+        for token_id, slot in zip(lease.pending_ids, slots, strict=True):
+            parent = path[-1] if path else NO_SLOT
+            known = self.draft_slots.find_child(parent, token_id)
+            if known is None:
+                path.append(self.draft_slots.register(parent, token_id, slot))
+            else:  # the worker goes on reading its own copy until it answers
+                path.append(known)
+                lease.unused_slots.append(slot)
+        self._move_hold(self.draft_slots, old_tail, path[-1])
+
+    # --- the target -----------------------------------------------------------------------------
+
+    def queue(self) -> list[QueueItem]:
+        """Branches with work for the target, first come first."""
+        items = []
+        for branch in self.branches.values():
+            num_uncached = len(branch.tokens) - len(branch.target_path)
+            if branch.state is BranchState.PROPOSED:
+                items.append(QueueItem(branch.branch_id, branch.ready_ns, num_uncached + len(branch.tree), True))
+            elif branch.state in (BranchState.DRAFTABLE, BranchState.DRAFTING) and num_uncached > 1:
+                items.append(QueueItem(branch.branch_id, branch.submitted_ns, num_uncached - 1, False))
+        return sorted(items, key=lambda item: (item.ready_ns, item.branch_id))
+
+    def _order_forward(self, now_ns: int) -> list[Action]:
+        if self.forward is not None:
+            return []
+        queue = self.queue()
+        while queue:
+            expected = [
+                lease.sent_ns + int(self._draft_ns)
+                for lease in self.leases.values()
+                if lease.branch_id in self.branches and len(lease.pending_ids) <= MIN_SHARED_TOKENS
+            ]
+            outlook = Outlook(now_ns, self.config.max_forward_tokens, expected, min(self._forward_ns, default=0))
+            selection = self.policy.select(queue, outlook)
+            if not selection.num_items:
+                return [] if selection.hold_until_ns is None else [WakeAt(selection.hold_until_ns)]
+            segments, out_of_slots = self._plan(queue[: selection.num_items], now_ns)
+            if segments:
+                self.forward = tuple(segments)
+                return [RunForward(self.forward)]
+            if out_of_slots and not self._preempt(queue[0].branch_id):
+                return []
+            queue = self.queue()  # sharing may have left an item without work
+        return []
+
+    def _plan(self, items: list[QueueItem], now_ns: int) -> tuple[list[Segment], bool]:
+        """Segments for the items, in order, and whether slots ran out before all had theirs."""
+        budget = self.config.max_forward_tokens
+        segments: list[Segment] = []
+        for item in items:
+            if budget <= 0 and segments:
+                break
+            try:
+                segment = self._plan_branch(self.branches[item.branch_id], budget, now_ns)
+            except OutOfSlotsError:
+                return segments, True
+            if segment is not None:
+                segments.append(segment)
+                budget -= len(segment.chain_ids) + len(segment.tree_slots)
+        return segments, False
+
+    def _plan_branch(self, branch: Branch, budget: int, now_ns: int) -> Segment | None:
+        """Lease and register slots for one branch's rows; None when there is nothing to run."""
+        path = branch.target_path
+        self._count_shared("shared_target_tokens", self._share(self.target_slots, path, branch.tokens))
+        start, num_uncached = len(path), len(branch.tokens) - len(path)
+        verify = branch.state is BranchState.PROPOSED and (num_uncached == 1 or num_uncached <= budget)
+        end = len(branch.tokens) if verify else min(len(branch.tokens) - 1, start + max(budget, 1))
+        tree = branch.tree if verify else EMPTY_TREE
+        if end == start:
+            return None
+        slots = self.target_slots.lease(end - start + len(tree))
+        context = tuple(path)
+        chain_ids = branch.tokens[start:end]
+        self._set_path(self.target_slots, path, zip(chain_ids, slots, strict=False))
+        num_prefill = max(0, min(end, branch.prompt_len - 1) - start)
+        self.counters["target_prefill_tokens"] += num_prefill
+        branch.counters.target_prefill_tokens += num_prefill
+        if verify:
+            self._move(branch, BranchState.VERIFYING)
+            wait_ns = max(0, now_ns - branch.ready_ns)
+            branch.counters.queue_wait_ns += wait_ns
+            self.counters["queue_wait_ns"] += wait_ns
+        return Segment(
+            branch.branch_id, context, start, tuple(chain_ids), tuple(path[start:end]), verify, branch.score and verify,
+            tree, tuple(slots[end - start :]), branch.stream, branch.params, branch.payload,
+        )  # fmt: skip
+
+    def _preempt(self, keep: int) -> bool:
+        """Free the target's slots of the youngest branch that has any, except ``keep``."""
+        for branch in sorted(self.branches.values(), key=lambda b: -b.submitted_ns):
+            if branch.branch_id != keep and branch.target_path and branch.state is not BranchState.VERIFYING:
+                self._drop_path(self.target_slots, branch.target_path)
+                self.counters["preempted"] += 1
+                return True
+        return False
+
+    def _count_shared(self, name: str, num: int) -> None:
+        self.counters[name] += num
+
+    # --- state ----------------------------------------------------------------------------------
+
+    def _move(self, branch: Branch, state: BranchState) -> None:
+        if (branch.state, state) not in TRANSITIONS:
+            raise InvalidTransitionError(
+                f"branch {branch.branch_id}: {branch.state.value} -> {state.value}\n{self.story(branch.branch_id)}"
+            )
+        branch.state = state
+
+    def _segment_of(self, branch: Branch) -> Segment:
+        assert self.forward is not None
+        return next(segment for segment in self.forward if segment.branch_id == branch.branch_id)
+
+    def story(self, branch_id: int) -> str:
+        """The last events of a branch, oldest first."""
+        return "\n".join(f"{at} {name}" for at, branch, name in self._log if branch in (branch_id, -1))
+
+    def validate(self) -> None:
+        """Check every invariant.
+
+        Raises:
+            InvariantError: one does not hold.
+        """
+        self.target_slots.validate()
+        self.draft_slots.validate()
+        for branch in self.branches.values():
+            in_flight = branch.task is not None and (branch.branch_id, branch.task.round) in self.leases
+            if (branch.state is BranchState.DRAFTING) != in_flight:
+                raise InvariantError(f"branch {branch.branch_id} is {branch.state.value}, lease in flight: {in_flight}")
+            if len(branch.target_path) > len(branch.tokens) or len(branch.draft_path) > len(branch.tokens):
+                raise InvariantError(f"branch {branch.branch_id} has more slots than tokens")

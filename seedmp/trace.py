@@ -1,0 +1,52 @@
+"""Spans on one clock: who was busy with what, and for how long at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Span:
+    """Work of one worker on one branch (-1: on several).
+
+    Args:
+        kind: ``draft``, ``queue``, ``verify``.
+        worker_id: draft worker, or -1 for the verifier.
+        start_ns: CLOCK_MONOTONIC.
+        end_ns: CLOCK_MONOTONIC.
+    """
+
+    kind: str
+    worker_id: int
+    branch_id: int
+    start_ns: int
+    end_ns: int
+
+
+def union(spans: Iterable[Span]) -> list[tuple[int, int]]:
+    """Disjoint intervals [start_ns, end_ns) covered by the spans, in order."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted((span.start_ns, span.end_ns) for span in spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def total_ns(intervals: Iterable[tuple[int, int]]) -> int:
+    """Length of disjoint intervals."""
+    return sum(end - start for start, end in intervals)
+
+
+def intersection_ns(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> int:
+    """Time covered by both of two lists of disjoint, ordered intervals."""
+    total, i, j = 0, 0, 0
+    while i < len(left) and j < len(right):
+        total += max(0, min(left[i][1], right[j][1]) - max(left[i][0], right[j][0]))
+        if left[i][1] < right[j][1]:
+            i += 1
+        else:
+            j += 1
+    return total
