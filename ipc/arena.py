@@ -98,13 +98,33 @@ def allocate_shared(layout: ArenaLayout) -> torch.Tensor:
 
 def allocate_on(layout: ArenaLayout, device: str) -> torch.Tensor:
     """A zero-filled arena in the memory of one process: shared on a CPU, exportable on a GPU."""
-    return allocate_shared(layout) if device == "cpu" else torch.zeros(layout.shape, dtype=layout.torch_dtype, device=device)
+    return (
+        allocate_shared(layout)
+        if device == "cpu"
+        else torch.zeros(layout.shape, dtype=layout.torch_dtype, device=device)
+    )
 
 
 def export_cuda(name: str, tensor: torch.Tensor) -> CudaTensor:
     """The CUDA IPC handle of a tensor. The exporter must outlive every use, and synchronise before it announces data."""
     _, args = reduce_tensor(tensor)
-    (_, size, stride, offset, _, dtype, device, handle, size_bytes, offset_bytes, _, counter, counter_offset, event, sync) = args
+    (
+        _,
+        size,
+        stride,
+        offset,
+        _,
+        dtype,
+        device,
+        handle,
+        size_bytes,
+        offset_bytes,
+        _,
+        counter,
+        counter_offset,
+        event,
+        sync,
+    ) = args
     return CudaTensor(
         name, str(dtype).removeprefix("torch."), tuple(size), tuple(stride), offset, device, handle, size_bytes,
         offset_bytes, counter, counter_offset, event, sync,
@@ -120,11 +140,12 @@ def attach_cuda(handle: CudaTensor) -> torch.Tensor:
     dtype = getattr(torch, handle.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ProtocolError(f"unknown dtype {handle.dtype!r}")
-    return rebuild_cuda_tensor(
+    tensor: torch.Tensor = rebuild_cuda_tensor(
         torch.Tensor, torch.Size(handle.size), handle.stride, handle.offset, torch.UntypedStorage, dtype,
         handle.device, handle.handle, handle.storage_size_bytes, handle.storage_offset_bytes, False,
         handle.ref_counter_handle, handle.ref_counter_offset, handle.event_handle, handle.event_sync_required,
     )  # fmt: skip
+    return tensor
 
 
 def publish_barrier(arena: torch.Tensor) -> None:

@@ -31,7 +31,7 @@ class RouterChannel:
 
     def receive_all(self) -> list[tuple[bytes, Any]]:
         """All messages that are there now, with the sender's identity; never waits."""
-        result = []
+        result: list[tuple[bytes, Any]] = []
         while True:
             try:
                 peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -65,7 +65,7 @@ class DealerChannel:
 
     def receive_all(self) -> list[Any]:
         """All messages that are there now; never waits."""
-        result = []
+        result: list[Any] = []
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)

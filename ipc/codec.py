@@ -15,12 +15,20 @@ import math
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 import msgpack
 import numpy as np
 
 from seedmp.errors import ProtocolError, SeedmpError
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_: object) -> Callable[[Any], Any]:
+        return lambda decorated: decorated
+
 
 MessageT = TypeVar("MessageT", bound=type)
 Reader = Callable[[Any, "_Frames"], Any]
@@ -45,16 +53,17 @@ class _Frames:
             raise ProtocolError("an array's frame is missing") from None
 
 
+@dataclass_transform(frozen_default=True)
 def message(tag: str) -> Callable[[MessageT], MessageT]:
     """Register a dataclass as a message under ``tag``."""
 
     def register(cls: MessageT) -> MessageT:
-        frozen: MessageT = dataclasses.dataclass(frozen=True)(cls)
+        frozen: Any = dataclasses.dataclass(frozen=True)(cls)
         if tag in _classes:
             raise ValueError(f"message tag {tag!r} is used twice")
         _classes[tag] = frozen
         _tags[frozen] = tag
-        return frozen
+        return typing.cast(MessageT, frozen)
 
     return register
 
@@ -103,7 +112,7 @@ def _plain_fields(value: Any, frames: list[bytes | memoryview]) -> list[Any]:
 def _plain(value: Any, frames: list[bytes | memoryview]) -> Any:
     if isinstance(value, np.ndarray):
         array = np.ascontiguousarray(value)
-        frames.append(array.tobytes() if array.nbytes < 4096 else memoryview(array).cast("B"))
+        frames.append(array.data.cast("B") if array.nbytes else b"")
         return [array.dtype.str, list(array.shape)]
     if isinstance(value, enum.Enum):
         return value.value

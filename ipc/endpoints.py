@@ -21,7 +21,9 @@ def make_runtime_dir() -> Path:
     try:
         folder = Path(tempfile.mkdtemp(prefix="seedmp-", dir=base))
     except OSError as error:
-        raise ConfigError(f"no folder for sockets can be made in {base!r} ({error.strerror}): set SEEDMP_RUNTIME_DIR") from error
+        raise ConfigError(
+            f"no folder for sockets can be made in {base!r} ({error.strerror}): set SEEDMP_RUNTIME_DIR"
+        ) from error
     longest = len(os.fsencode(folder / "verifier-000-0000-drafts"))
     if longest > MAX_IPC_PATH_BYTES:
         folder.rmdir()

@@ -86,7 +86,7 @@ class CudaTensor:
 
 @message("draft-welcome")
 class DraftWelcome:
-    """Verifier → draft worker: answers DraftHello; on CUDA carries the handles of arena and weights. A copy is ignored."""
+    """Verifier → draft worker: answers DraftHello; on CUDA with the handles of arena and weights. A copy is ignored."""
 
     tensors: tuple[CudaTensor, ...] = ()
 

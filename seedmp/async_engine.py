@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from seedmp.engine import Engine, Prompt
@@ -24,7 +25,10 @@ class AsyncEngine:
 
     @classmethod
     async def start(
-        cls, target: str | os.PathLike[str] | None = None, draft: str | os.PathLike[str] | None = None, **settings: Any
+        cls,
+        target: str | os.PathLike[str] | None = None,
+        draft: str | os.PathLike[str] | None = None,
+        **settings: Any,
     ) -> AsyncEngine:
         """Start an engine without blocking the loop."""
         return cls(await asyncio.to_thread(Engine, target, draft, **settings))
@@ -50,7 +54,7 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[StreamChunk | None] = asyncio.Queue()
         handle = self.engine.submit(prompt, params)
-        handle.listen(lambda chunk: loop.call_soon_threadsafe(chunks.put_nowait, chunk) and None)
+        handle.listen(partial(loop.call_soon_threadsafe, chunks.put_nowait))
         try:
             while (chunk := await chunks.get()) is not None:
                 yield chunk

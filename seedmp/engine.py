@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -26,7 +27,14 @@ import zmq
 
 from seedmp import errors
 from seedmp.config import EngineConfig, Placement, resolve_placement
-from seedmp.errors import ConfigError, EngineClosedError, EngineDeadError, RejectedError, RequestError, WorkerStartError
+from seedmp.errors import (
+    ConfigError,
+    EngineClosedError,
+    EngineDeadError,
+    RejectedError,
+    RequestError,
+    WorkerStartError,
+)
 from seedmp.ipc.channel import DealerChannel, receive_on_pipe, send_on_pipe
 from seedmp.ipc.endpoints import make_runtime_dir
 from seedmp.ipc.messages import (
@@ -105,7 +113,12 @@ class Engine:
         WorkerStartError: a process did not become ready.
     """
 
-    def __init__(self, target: str | os.PathLike[str] | None = None, draft: str | os.PathLike[str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        target: str | os.PathLike[str] | None = None,
+        draft: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> None:
         target_path = str(pair.TARGET) if target is None else os.fspath(target)
         if draft is None and target is not None and settings.get("method") != "ar":
             raise ConfigError(f"no draft for target {target_path!r}: name a draft model, or use method='ar'")
@@ -170,7 +183,11 @@ class Engine:
     # --- generating -----------------------------------------------------------------------------
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *, timeout: float | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
     ) -> list[RequestOutput]:
         """Continue prompts; all at once, in the order given.
 
@@ -220,9 +237,7 @@ class Engine:
         if params.seed is None:
             params = replace(params, seed=secrets.randbelow(MAX_SEED))
         one = replace(params, n=1)
-        return [
-            self._io.submit(text, prompt_ids, one, first_stream + index, index) for index in range(params.n)
-        ]
+        return [self._io.submit(text, prompt_ids, one, first_stream + index, index) for index in range(params.n)]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
         """Chunks of one continuation as they are committed; leaving the loop early cancels it."""
@@ -233,7 +248,11 @@ class Engine:
             handle.cancel()
 
     def chat(
-        self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None, *, timeout: float | None = None
+        self,
+        messages: Sequence[dict[str, str]],
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
     ) -> RequestOutput:
         """Answer a conversation, formatted by the model's own chat template.
 
@@ -256,7 +275,11 @@ class Engine:
         return Branch(self, ids, text or "", None)
 
     def score_ids(
-        self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]], *, timeout: float | None = None
+        self,
+        prompt_ids: Sequence[int],
+        continuations: Sequence[Sequence[int]],
+        *,
+        timeout: float | None = None,
     ) -> list[np.ndarray]:
         """Log-probabilities (nats, temperature 1) of continuations of a context, in one packed forward.
 
@@ -337,10 +360,8 @@ class Engine:
 def _abandon(process: subprocess.Popen[bytes], to_supervisor: Connection, folder: Path) -> None:
     """End the supervisor, which ends the workers; then make sure that nothing is left."""
     if not to_supervisor.closed:
-        try:
+        with contextlib.suppress(OSError):  # it may be gone already
             send_on_pipe(to_supervisor, Shutdown())
-        except OSError:
-            pass  # it is gone already
         to_supervisor.close()
     try:
         process.wait(CLOSE_S)
@@ -461,10 +482,8 @@ class _EngineThread:
         self._wake()
 
     def _wake(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the thread may have ended
             os.write(self.wake_write, b"x")
-        except OSError:
-            pass  # the thread has ended and closed the pipe
 
     # --- the thread -----------------------------------------------------------------------------
 
@@ -550,7 +569,11 @@ class _EngineThread:
                 else:
                     channel.send(
                         Submit(
-                            request_id, pending.stream, pending.prompt_ids, tuple(pending.token_ids), pending.params
+                            request_id,
+                            pending.stream,
+                            pending.prompt_ids,
+                            tuple(pending.token_ids),
+                            pending.params,
                         )
                     )
             self.channels[msg.group] = channel

@@ -92,7 +92,7 @@ class RequestHandle:
         self._cancel = cancel
         self.future: Future[RequestOutput] = Future()
         self._chunks: queue.SimpleQueue[StreamChunk | None] = queue.SimpleQueue()
-        self._listeners: list[Callable[[StreamChunk | None], None]] = []
+        self._listeners: list[Callable[[StreamChunk | None], object]] = []
         self._lock = threading.Lock()
 
     def result(self, timeout: float | None = None) -> RequestOutput:
@@ -128,7 +128,7 @@ class RequestHandle:
             yield chunk
         self.future.result()
 
-    def listen(self, listener: Callable[[StreamChunk | None], None]) -> None:
+    def listen(self, listener: Callable[[StreamChunk | None], object]) -> None:
         """Call ``listener`` with each chunk from now on, None at the end; from the engine's thread."""
         with self._lock:
             self._listeners.append(listener)

@@ -114,7 +114,10 @@ class TreeDrafter:
         return [proposals[id(g)] for g in growing]
 
     def _forward_context(self, growing: list[_Growing]) -> torch.Tensor:
-        token_ids, positions, slots, wanted = [], [], [], []
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        wanted: list[int] = []
         for g in growing:
             self.packed.note_positions(g.task.context_slots)
             first = g.root_position + 1 - g.num_pending
@@ -161,7 +164,8 @@ class TreeDrafter:
     def _proposal(self, g: _Growing, started_ns: int) -> Proposal:
         task = g.task
         return Proposal(
-            task.branch_id, task.round, task.epoch, started_ns, self.clock_ns(), self.packed.forward_ns - self.forward_before_ns,
+            task.branch_id, task.round, task.epoch, started_ns, self.clock_ns(),
+            self.packed.forward_ns - self.forward_before_ns,
             tuple(g.token_ids), tuple(g.parents), task.kind,
             np.concatenate(g.row_ids).astype("<i4"), np.concatenate(g.row_probs).astype("<f4"),
         )  # fmt: skip
@@ -222,4 +226,3 @@ class DraftServer:
     def close(self) -> None:
         self.channel.close()
         self.context.term()
-

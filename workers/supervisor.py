@@ -29,7 +29,15 @@ import zmq  # noqa: F401  preloaded for the workers; no context is made here
 
 from seedmp.config import EngineConfig, Placement, resolve_placement
 from seedmp.errors import ConfigError, SeedmpError
-from seedmp.ipc.arena import ArenaLayout, allocate_on, allocate_shared, attach_cuda, check_shared_memory, export_cuda, layout_for
+from seedmp.ipc.arena import (
+    ArenaLayout,
+    allocate_on,
+    allocate_shared,
+    attach_cuda,
+    check_shared_memory,
+    export_cuda,
+    layout_for,
+)
 from seedmp.ipc.channel import receive_on_pipe, send_on_pipe
 from seedmp.ipc.endpoints import engine_endpoint
 from seedmp.ipc.messages import (
@@ -41,7 +49,14 @@ from seedmp.ipc.messages import (
     WorkerLost,
     WorkerReady,
 )
-from seedmp.models.load import ModelSpec, check_vocabularies, eos_token_ids, load_config, load_model, load_tokenizer
+from seedmp.models.load import (
+    ModelSpec,
+    check_vocabularies,
+    eos_token_ids,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from seedmp.models.packed import PackedModel, max_positions
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.workers.draft import DraftServer, TreeDrafter
@@ -159,7 +174,9 @@ class Supervisor:
         first = group_index * (1 + self.config.drafts_per_group)
         return first if worker_id is None else first + 1 + worker_id
 
-    def _fork(self, spec: WorkerSpec, main: Callable[[Connection, Callable[[], None], Callable[[], None]], None]) -> None:
+    def _fork(
+        self, spec: WorkerSpec, main: Callable[[Connection, Callable[[], None], Callable[[], None]], None]
+    ) -> None:
         ours, theirs = self.fork.Pipe()
         foreign = [ours.fileno(), self.engine_in.fileno(), self.engine_out.fileno(), self.lifeline_write]
         foreign += [worker.pipe.fileno() for worker in self.workers.values() if not worker.pipe.closed]
@@ -179,7 +196,12 @@ class Supervisor:
     # --- the workers' mains (run in the children) --------------------------------------------------
 
     def _verifier_main(
-        self, group: Group, shared: SharedModel | None, pipe: Connection, ready: Callable[[], None], beat: Callable[[], None]
+        self,
+        group: Group,
+        shared: SharedModel | None,
+        pipe: Connection,
+        ready: Callable[[], None],
+        beat: Callable[[], None],
     ) -> None:
         config, device = self.config, self.placement.target
         torch.set_num_threads(config.threads()[0])
@@ -192,7 +214,11 @@ class Supervisor:
             draft_model = load_model(self.draft_spec, self.dtype, draft_device)
             owned = [draft_model, allocate_on(shared.layout, draft_device)]
             torch.cuda.synchronize(draft_device)
-            named = {**dict(draft_model.named_parameters()), **dict(draft_model.named_buffers()), ARENA: owned[1]}
+            named = {
+                **dict(draft_model.named_parameters()),
+                **dict(draft_model.named_buffers()),
+                ARENA: owned[1],
+            }
             tensors = tuple(export_cuda(name, tensor.detach()) for name, tensor in named.items())
         tokenizer = load_tokenizer(config.target)
         max_len = max_positions(model.config)
@@ -210,7 +236,13 @@ class Supervisor:
         verifier.serve(beat)
 
     def _draft_main(
-        self, group: Group, worker_id: int, epoch: int, shared: SharedModel, ready: Callable[[], None], beat: Callable[[], None]
+        self,
+        group: Group,
+        worker_id: int,
+        epoch: int,
+        shared: SharedModel,
+        ready: Callable[[], None],
+        beat: Callable[[], None],
     ) -> None:
         torch.set_num_threads(self.config.threads()[1])
         server = DraftServer(self.folder, group.index, group.verifier_epoch, worker_id, epoch, str(shared.layout))
@@ -446,7 +478,12 @@ def main() -> None:
         import traceback
 
         traceback.print_exc()
-        down = EngineDown("EngineDeadError", f"supervisor: {type(error).__name__}: {error}", "supervisor", traceback.format_exc())
+        down = EngineDown(
+            "EngineDeadError",
+            f"supervisor: {type(error).__name__}: {error}",
+            "supervisor",
+            traceback.format_exc(),
+        )
     if supervisor is not None:
         supervisor.stop()
     try:

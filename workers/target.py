@@ -257,10 +257,16 @@ class Verifier:
     def _on_proposal(self, peer: bytes, msg: Proposal) -> None:
         try:
             tree = TokenTree(msg.token_ids, msg.parents, msg.kind)
-        except ProtocolError:
+            rows = None if msg.kind is ProposalKind.DETERMINISTIC else DraftRows(msg.row_ids, msg.row_probs)
+            if rows is not None:
+                rows.validate(tree, self.runner.packed.vocab_size)
+        except ProtocolError as error:
             self.drafts.num_malformed += 1
+            log.warning("dropped a malformed proposal: %s", error)
             return
-        if not self._is_current(peer, msg.epoch) or any(not 0 <= t < self.runner.packed.vocab_size for t in msg.token_ids):
+        if not self._is_current(peer, msg.epoch) or any(
+            not 0 <= t < self.runner.packed.vocab_size for t in msg.token_ids
+        ):
             self.scheduler.counters["stale_proposals"] += 1
             return
         worker_id = _worker_id(peer)
@@ -268,7 +274,6 @@ class Verifier:
         self.spans.append(Span("draft", worker_id, msg.branch_id, msg.started_ns, msg.ready_ns))
         self.draft_forward_ns += msg.forward_ns
         self.draft_overhead_ns += msg.ready_ns - msg.started_ns - msg.forward_ns
-        rows = None if msg.kind is ProposalKind.DETERMINISTIC else DraftRows(msg.row_ids, msg.row_probs)
         self._tell(
             events.ProposalArrived(worker_id, msg.branch_id, msg.round, msg.started_ns, msg.ready_ns, tree, rows)
         )

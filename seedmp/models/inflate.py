@@ -131,9 +131,7 @@ def inflate(
     config = inflated_config(model.config, shape)
     dtype = model.dtype if dtype is None else dtype
     with torch.device("meta"):
-        big = LlamaForCausalLM._from_config(
-            config, dtype=dtype, attn_implementation=model.config._attn_implementation
-        )
+        big = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation=model.config._attn_implementation)
     big.requires_grad_(False)
     big.to_empty(device=device)
     # to_empty leaves the frequencies, which are no weights, undefined.
@@ -235,9 +233,7 @@ def _check(config: LlamaConfig, shape: Shape) -> None:
         if small > big:
             raise ConfigError(f"shape: the model's {name}={small} does not fit in the shape's {big}")
     if shape.head_dim % config.head_dim:
-        raise ConfigError(
-            f"shape: head_dim={shape.head_dim} must be a multiple of the model's {config.head_dim}"
-        )
+        raise ConfigError(f"shape: head_dim={shape.head_dim} must be a multiple of the model's {config.head_dim}")
     rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope_type not in ("default", "linear") and shape.head_dim != config.head_dim:
         raise ConfigError(f"shape: head_dim cannot grow with rope_type={rope_type!r}")

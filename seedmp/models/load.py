@@ -141,9 +141,7 @@ def check_vocabularies(target_spec: ModelSpec, draft_spec: ModelSpec) -> int:
         ConfigError: the vocabularies differ; or as ``load_config``.
     """
     specs = {"target": target_spec, "draft": draft_spec}
-    sizes = {
-        role: int(load_config(spec).get_text_config(decoder=True).vocab_size) for role, spec in specs.items()
-    }
+    sizes = {role: int(load_config(spec).get_text_config(decoder=True).vocab_size) for role, spec in specs.items()}
     vocabularies: dict[str, dict[str, int]] = {}
     for role, spec in specs.items():
         tokenizer = load_tokenizer(spec.path)
@@ -162,15 +160,12 @@ def check_vocabularies(target_spec: ModelSpec, draft_spec: ModelSpec) -> int:
     for role, size in sizes.items():
         if size < vocab_size:
             raise ConfigError(
-                f"{role} {specs[role].path!r} has vocab_size {size}, "
-                f"less than the {vocab_size} ids of the tokenizer"
+                f"{role} {specs[role].path!r} has vocab_size {size}, less than the {vocab_size} ids of the tokenizer"
             )
     return vocab_size
 
 
-def _check_same_tokens(
-    target: dict[str, int], draft: dict[str, int], target_path: str, draft_path: str
-) -> None:
+def _check_same_tokens(target: dict[str, int], draft: dict[str, int], target_path: str, draft_path: str) -> None:
     if target == draft:
         return
     differing = [token for token in {**target, **draft} if target.get(token) != draft.get(token)]
@@ -192,8 +187,7 @@ def _load_own_config(path: str) -> PretrainedConfig:
     kind = _why_no_decoder(config)
     if kind:
         raise ConfigError(
-            f"model {path!r} of type {config.model_type!r} {kind}: "
-            "only decoder-only causal language models are served"
+            f"model {path!r} of type {config.model_type!r} {kind}: only decoder-only causal language models are served"
         )
     return config
 
@@ -248,9 +242,7 @@ def _load(path: str, what: str, load: Callable[..., T]) -> T:
         # transformers has no error type of its own: a bad file shows as OSError, ValueError, KeyError,
         # SafetensorError, ImportError, ...
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(
-            f"model {path!r}: no {what} can be loaded ({lines[0]}); allowed is {_ALLOWED}"
-        ) from error
+        raise ConfigError(f"model {path!r}: no {what} can be loaded ({lines[0]}); allowed is {_ALLOWED}") from error
 
 
 def _from_hub(path: str, load: Callable[..., T], *, must_exist: bool = True) -> T:
@@ -270,8 +262,7 @@ def _from_hub(path: str, load: Callable[..., T], *, must_exist: bool = True) -> 
             return load(path)
         if must_exist:
             raise ConfigError(
-                f"model {path!r} is neither a folder nor in the local cache, and {problem}; "
-                f"allowed is {_ALLOWED}"
+                f"model {path!r} is neither a folder nor in the local cache, and {problem}; allowed is {_ALLOWED}"
             ) from None
         raise
 

@@ -29,7 +29,7 @@ class ArenaCache(Cache):
 
     def __init__(self, arena: torch.Tensor) -> None:
         self.arena = arena
-        self.layers = []
+        self.layers: list[Any] = []
         self.slots = torch.empty(0, dtype=torch.long)
         self.columns: torch.Tensor | None = None
         self.num_columns = 0
@@ -44,10 +44,7 @@ class ArenaCache(Cache):
         layer = self.arena[layer_idx]
         layer[0].index_copy_(0, self.slots, key_states[0].transpose(0, 1))
         layer[1].index_copy_(0, self.slots, value_states[0].transpose(0, 1))
-        if self.columns is None:
-            columns = layer[:, : self.num_columns]
-        else:
-            columns = layer.index_select(1, self.columns)
+        columns = layer[:, : self.num_columns] if self.columns is None else layer.index_select(1, self.columns)
         keys, values = columns.transpose(1, 2).unsqueeze(1).unbind(0)
         return keys, values
 
@@ -135,9 +132,7 @@ class PackedModel:
         return {"full_attention": full, "sliding_attention": sliding} if self.has_mask_per_kind else sliding
 
     def _additive(self, allowed: np.ndarray) -> torch.Tensor:
-        mask = torch.zeros(allowed.shape, dtype=self.dtype).masked_fill_(
-            torch.from_numpy(~allowed), self.floor
-        )
+        mask = torch.zeros(allowed.shape, dtype=self.dtype).masked_fill_(torch.from_numpy(~allowed), self.floor)
         return mask[None, None].to(self.device)
 
 

@@ -223,7 +223,9 @@ class Scheduler:
         """Why a request can never be served, or nothing."""
         if branch.prompt_len == 0:
             return "the prompt is empty: at least one token is needed"
-        strange = next((t for t in (*branch.tokens, *branch.tree.token_ids) if not 0 <= t < self.limits.vocab_size), None)
+        strange = next(
+            (t for t in (*branch.tokens, *branch.tree.token_ids) if not 0 <= t < self.limits.vocab_size), None
+        )
         if strange is not None:
             return f"token id {strange}: must be in [0, {self.limits.vocab_size})"
         if branch.params.seed is None and not branch.score:
@@ -355,10 +357,7 @@ class Scheduler:
         self._set_path(
             self.target_slots,
             branch.target_path,
-            [
-                (segment.tree.token_ids[node_idx], segment.tree_slots[node_idx])
-                for node_idx in accepted
-            ],
+            [(segment.tree.token_ids[node_idx], segment.tree_slots[node_idx]) for node_idx in accepted],
         )
         self._give_back_tree(segment, accepted)
         lease = branch.task

@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from seedmp.errors import ConfigError
 
 MAX_TREE_NODES = 512
-_ALLOWED = (
-    f'must be whole numbers >= 1, as in (2, 2, 1) or "2,2,1", for at most {MAX_TREE_NODES} nodes in all'
-)
+_ALLOWED = f'must be whole numbers >= 1, as in (2, 2, 1) or "2,2,1", for at most {MAX_TREE_NODES} nodes in all'
 
 
 def parse_k_config(value: object) -> tuple[int, ...]:
