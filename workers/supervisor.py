@@ -435,7 +435,8 @@ def _attach_model(model_config: Any, tensors: tuple[CudaTensor, ...], dtype: tor
 
     attached = {handle.name: attach_cuda(handle) for handle in tensors}
     arena = attached.pop(ARENA)
-    torch.cuda.set_device(arena.device)
+    if arena.is_cuda:
+        torch.cuda.set_device(arena.device)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     for name, tensor in attached.items():

@@ -1,0 +1,23 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Folders of a tiny random target and draft of an architecture, each made once."""
+    from tests.helpers.models import make_pair
+
+    made: dict[str, tuple[Path, Path]] = {}
+
+    def get(architecture: str) -> tuple[Path, Path]:
+        if architecture not in made:
+            made[architecture] = make_pair(architecture, tmp_path_factory.mktemp(architecture))
+        return made[architecture]
+
+    return get

@@ -1,0 +1,160 @@
+"""The engine's parts in one process: scheduler, target and drafts, without sockets, under a virtual clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seedmp.config import EngineConfig, Method
+from seedmp.decoding.accept import DraftRows
+from seedmp.ipc.arena import layout_for
+from seedmp.ipc.messages import DraftTask
+from seedmp.models.load import ModelSpec, load_model
+from seedmp.models.packed import PackedModel, max_positions
+from seedmp.sampling import SamplingParams
+from seedmp.scheduler import actions, events
+from seedmp.scheduler.scheduler import Limits, Scheduler
+from seedmp.token_tree.tree import ProposalKind, TokenTree
+from seedmp.workers.draft import TreeDrafter
+from seedmp.workers.target import TargetRunner
+
+MAX_TICKS = 20_000
+
+
+@dataclass(frozen=True)
+class Models:
+    """A loaded pair; used again by many loops."""
+
+    target: Any
+    draft: Any
+    vocab_size: int
+
+    @classmethod
+    def load(cls, target: Path, draft: Path) -> Models:
+        """Load a pair as the workers do, in float32 on the CPU."""
+        model = load_model(ModelSpec(str(target)), torch.float32)
+        vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
+        return cls(model, load_model(ModelSpec(str(draft)), torch.float32), vocab_size)
+
+
+@dataclass
+class Outcome:
+    """What became of one request."""
+
+    token_ids: list[int] = field(default_factory=list)
+    reason: str = ""
+    counters: actions.BranchCounters = field(default_factory=actions.BranchCounters)
+
+
+class LocalLoop:
+    """Performs the scheduler's orders at once, or one draft worker at a time; every tick is 1 ms.
+
+    A worker drafts all its tasks in one forward, as a draft process does. While it drafts nothing
+    else moves, so that which proposals meet in a forward depends on the order of the workers alone.
+    """
+
+    def __init__(
+        self, models: Models, *, eos_token_ids: Sequence[int] = (), **settings: Any
+    ) -> None:
+        self.config = EngineConfig(target="-", draft="-", validate=True, **settings)
+        limits = Limits(
+            min(max_positions(models.target.config), max_positions(models.draft.config)),
+            models.vocab_size,
+            frozenset(eos_token_ids),
+        )
+        self.scheduler = Scheduler(self.config, limits)
+        self.now_ns = 0
+        self.runner = TargetRunner(self._packed(models.target, self.config.kv_slots, models.vocab_size))
+        draft = self._packed(models.draft, self.config.num_draft_slots, models.vocab_size)
+        self.drafter = TreeDrafter(draft, self.config.draft_top_m, self._tick)
+        self.tasks: deque[tuple[int, list[DraftTask]]] = deque()
+        self.outcomes: dict[int, Outcome] = {}
+        self.failures: dict[int, str] = {}
+        self.max_segments = 0
+        if self.config.method is not Method.AR:
+            for worker_id in range(self.config.num_drafts):
+                self._tell(events.WorkerJoined(worker_id, 0))
+
+    @staticmethod
+    def _packed(model: Any, num_slots: int, vocab_size: int) -> PackedModel:
+        layout = layout_for(model.config, num_slots, torch.float32)
+        return PackedModel(model, torch.zeros(layout.shape), vocab_size)
+
+    def run(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Outcome]:
+        """Serve prompts, all submitted at once; asserts that every one finishes."""
+        for branch_id, prompt in enumerate(prompts):
+            self.outcomes[branch_id] = Outcome()
+            self._tell(events.BranchSubmitted(branch_id, branch_id, tuple(prompt), (), params))
+        for _ in range(MAX_TICKS):
+            if not self.scheduler.branches:
+                break
+            self._perform(self.scheduler.decide(self._tick()))
+            if self.tasks:
+                self._draft(*self.tasks.popleft())
+        assert not self.scheduler.branches, "requests are stuck"
+        assert not self.failures, self.failures
+        for slots in (self.scheduler.target_slots, self.scheduler.draft_slots):
+            slots.validate()
+            assert slots.num_leased == 0
+        return [self.outcomes[branch_id] for branch_id in range(len(prompts))]
+
+    def _tick(self) -> int:
+        self.now_ns += 1_000_000
+        return self.now_ns
+
+    def _tell(self, event: events.Event) -> None:
+        self._perform(self.scheduler.handle(event, self._tick()))
+
+    def _perform(self, orders: Sequence[actions.Action]) -> None:
+        for order in orders:
+            match order:
+                case actions.SendDraftTask():
+                    self._enqueue(order)
+                case actions.RunForward():
+                    self.max_segments = max(self.max_segments, len(order.segments))
+                    outcomes, _ = self.runner.run(order.segments)
+                    self._tell(events.ForwardFinished(1_000_000, tuple(outcomes)))
+                case actions.CommitTokens():
+                    self.outcomes[order.branch_id].token_ids += order.token_ids
+                case actions.FinishBranch():
+                    self.outcomes[order.branch_id].reason = order.reason
+                    self.outcomes[order.branch_id].counters = order.counters
+                case actions.FailBranch():
+                    self.failures[order.branch_id] = f"{order.kind}: {order.text}"
+                case actions.WakeAt():
+                    self.now_ns = max(self.now_ns, order.at_ns)
+
+    def _enqueue(self, order: actions.SendDraftTask) -> None:
+        task = DraftTask(
+            order.branch_id, order.round, 0, order.seed, order.stream, order.k_config, order.kind,
+            order.draft_temperature, order.announce, np.asarray(order.context_slots, dtype="<i4"),
+            order.pending_ids, np.asarray(order.slots, dtype="<i4"),
+        )  # fmt: skip
+        for worker_id, tasks in self.tasks:
+            if worker_id == order.worker_id:
+                tasks.append(task)
+                return
+        self.tasks.append((order.worker_id, [task]))
+
+    def _draft(self, worker_id: int, tasks: list[DraftTask]) -> None:
+        def announce(task: DraftTask) -> None:
+            self._tell(events.ContextComputed(task.branch_id, task.round))
+
+        for proposal in self.drafter.draft(tasks, announce):
+            tree = TokenTree(proposal.token_ids, proposal.parents, proposal.kind)
+            rows = None
+            if proposal.kind is not ProposalKind.DETERMINISTIC:
+                rows = DraftRows(proposal.row_ids, proposal.row_probs)
+                rows.validate(tree, self.runner.packed.vocab_size)
+            self._tell(
+                events.ProposalArrived(
+                    worker_id, proposal.branch_id, proposal.round, proposal.started_ns, proposal.ready_ns,
+                    tree, rows,
+                )
+            )  # fmt: skip

@@ -1,0 +1,163 @@
+"""Greedy text is the text of transformers' ``generate``, token for token, whatever was scheduled how."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from seedmp import Engine, SamplingParams
+from seedmp.config import Method, PolicyName, Schedule
+from seedmp.scheduler.actions import BranchCounters
+from tests.helpers.local_loop import LocalLoop, Models
+from tests.helpers.models import ARCHITECTURES, VOCAB_SIZE, WINDOW
+
+MAX_TOKENS = 16
+MAX_FORWARD_TOKENS = 16  # below most prompts: they are prefilled in chunks
+LENGTHS = (5, 19, 37)
+CHAIN, TREE = (1, 1, 1), (2, 2, 1)
+# Trees are sampled at draft temperature 1, chains take the draft's top token: all kinds of proposals occur.
+DRAFT_TEMPERATURES = {CHAIN: None, TREE: 1.0}
+POLICIES = tuple(PolicyName)
+WINDOWED = ("mistral", "qwen2", "gemma2", "gemma3")
+
+
+def make_prompts() -> list[list[int]]:
+    """Prompts of several lengths, two of them equal."""
+    rng = random.Random(11)
+    prompts = [[rng.randrange(2, VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+    return [*prompts, list(prompts[1])]
+
+
+PROMPTS = make_prompts()
+
+
+@dataclass(frozen=True)
+class Case:
+    """An architecture's models, and what ``generate`` says to each prompt."""
+
+    name: str
+    paths: tuple[Path, Path]
+    models: Models
+    expected: list[list[int]]
+
+
+@pytest.fixture(scope="module")
+def get_case(tiny_pair: Callable[[str], tuple[Path, Path]]) -> Callable[[str], Case]:
+    cases: dict[str, Case] = {}
+
+    def get(name: str) -> Case:
+        if name not in cases:
+            models = Models.load(*tiny_pair(name))
+            cases[name] = Case(name, tiny_pair(name), models, [reference(models, p) for p in PROMPTS])
+        return cases[name]
+
+    return get
+
+
+def reference(models: Models, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    output = models.target.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_TOKENS, pad_token_id=0
+    )
+    new: list[int] = output[0, len(prompt) :].tolist()
+    return new
+
+
+def greedy(draft_temperature: float | None = None) -> SamplingParams:
+    return SamplingParams(
+        temperature=0.0, draft_temperature=draft_temperature, max_tokens=MAX_TOKENS, seed=3, ignore_eos=True
+    )
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_plain_decoding_is_generate(name: str, get_case: Callable[[str], Case]) -> None:
+    case = get_case(name)
+    for schedule in (Schedule.SERIAL, Schedule.SCHEDULED):
+        for policy in POLICIES:
+            loop = LocalLoop(
+                case.models, method=Method.AR, schedule=schedule, policy=policy, kv_slots=512,
+                max_forward_tokens=MAX_FORWARD_TOKENS,
+            )  # fmt: skip
+            outcomes = loop.run(PROMPTS, greedy())
+            assert [outcome.token_ids for outcome in outcomes] == case.expected, (schedule, policy)
+            assert {outcome.reason for outcome in outcomes} == {"length"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("method", [Method.SD, Method.MCSD])
+def test_drafting_changes_no_token(name: str, method: Method, get_case: Callable[[str], Case]) -> None:
+    case = get_case(name)
+    for schedule in (Schedule.SERIAL, Schedule.SCHEDULED):
+        for policy in POLICIES:
+            for k_config in (TREE, CHAIN):
+                loop = LocalLoop(
+                    case.models, method=method, schedule=schedule, policy=policy, k_config=k_config,
+                    kv_slots=512, max_forward_tokens=MAX_FORWARD_TOKENS,
+                )  # fmt: skip
+                outcomes = loop.run(PROMPTS, greedy(DRAFT_TEMPERATURES[k_config]))
+                setting = (schedule, policy, k_config)
+                assert [outcome.token_ids for outcome in outcomes] == case.expected, setting
+                assert_some_accepted([outcome.counters for outcome in outcomes])
+                many = schedule is Schedule.SCHEDULED and policy is PolicyName.FCFS_BATCH
+                assert (loop.max_segments > 1) >= (many and k_config is CHAIN), setting
+
+
+def assert_some_accepted(counters: list[BranchCounters]) -> None:
+    """Rounds that accept all, or nothing, would prove little."""
+    drafted, accepted = sum(c.drafted for c in counters), sum(c.accepted for c in counters)
+    assert 0 < accepted < drafted
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_the_window_matters(name: str, get_case: Callable[[str], Case]) -> None:
+    """The cases above would notice a window that is ignored, or that is one token too wide."""
+    case = get_case(name)
+    for window in (None, WINDOW + 1):
+        loop = LocalLoop(case.models, method=Method.MCSD, kv_slots=512)
+        assert loop.runner.packed.window == WINDOW
+        loop.runner.packed.window = window
+        outcomes = loop.run(PROMPTS, greedy())
+        assert [outcome.token_ids for outcome in outcomes] != case.expected
+
+
+def test_a_small_arena_preempts_and_changes_nothing(get_case: Callable[[str], Case]) -> None:
+    case = get_case("llama")
+    loop = LocalLoop(
+        case.models, method=Method.MCSD, kv_slots=96, draft_kv_slots=96, max_forward_tokens=MAX_FORWARD_TOKENS
+    )
+    outcomes = loop.run(PROMPTS, greedy())
+    assert [outcome.token_ids for outcome in outcomes] == case.expected
+    assert loop.scheduler.counters["preempted"] + loop.scheduler.target_slots.num_evicted > 0
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+@pytest.mark.parametrize("policy", PolicyName)
+def test_real_processes(schedule: Schedule, policy: PolicyName, get_case: Callable[[str], Case]) -> None:
+    check_engine(get_case("llama"), method=Method.MCSD, schedule=schedule, policy=policy)
+
+
+@pytest.mark.parametrize(("name", "method"), [("gemma2", Method.SD), ("gpt2", Method.AR)])
+def test_real_processes_of_other_models(
+    name: str, method: Method, get_case: Callable[[str], Case]
+) -> None:
+    check_engine(get_case(name), method=method)
+
+
+def check_engine(case: Case, **settings: object) -> None:
+    with Engine(
+        *case.paths, num_drafts=2, kv_slots=512, max_forward_tokens=MAX_FORWARD_TOKENS, target_threads=1,
+        validate=True, **settings,
+    ) as engine:  # fmt: skip
+        outputs = engine.generate(PROMPTS, greedy(1.0), timeout=60)
+        assert [list(output.token_ids) for output in outputs] == case.expected
+        assert {output.finish_reason for output in outputs} == {"length"}
+        stats = engine.stats()
+        assert stats["workers_lost"] == 0
+        assert stats["target_slots_leased"] == 0 == stats["draft_slots_leased"]
+        if settings["method"] is not Method.AR:
+            assert 0 < stats["accepted"] < stats["drafted"]
