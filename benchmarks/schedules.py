@@ -189,7 +189,9 @@ def run(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
     shape = None if args.shape == "none" else args.shape
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens, ignore_eos=True, seed=0)
-    names = [n for n in OURS if args.rows is None or n in {*args.rows.split(","), "serial-ar", "serial-sd", "fcfs-batch"}]
+    names = [
+        n for n in OURS if args.rows is None or n in {*args.rows.split(","), "serial-ar", "serial-sd", "fcfs-batch"}
+    ]
     common = {"num_drafts": args.drafts, "method": args.method, "k_config": args.k_config, "target_shape": shape}
     engines: dict[str, Engine] = {}
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:

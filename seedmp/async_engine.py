@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from typing import Any
 
 from seedmp.engine import Engine, Prompt
@@ -54,7 +53,7 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[StreamChunk | None] = asyncio.Queue()
         handle = self.engine.submit(prompt, params)
-        handle.listen(partial(loop.call_soon_threadsafe, chunks.put_nowait))
+        handle.listen(lambda chunk: loop.call_soon_threadsafe(chunks.put_nowait, chunk))
         try:
             while (chunk := await chunks.get()) is not None:
                 yield chunk

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import logging
@@ -150,7 +149,6 @@ class Engine:
         except BaseException:
             self.close()
             raise
-        atexit.register(self._finalizer)
 
     def _start_process(self) -> None:
         """Start the supervisor, with a pipe each way; it forks the workers."""
@@ -347,7 +345,6 @@ class Engine:
         """End all processes and remove sockets and shared memory; pending requests raise EngineClosedError."""
         if hasattr(self, "_io"):
             self._io.stop(EngineClosedError("the engine was closed"))
-        atexit.unregister(self._finalizer)
         self._finalizer()
 
     def __enter__(self) -> Engine:
@@ -388,8 +385,8 @@ class _EngineThread:
         self.thread = threading.Thread(target=self._run, name="seedmp-engine", daemon=True)
         self.lock = threading.Lock()  # guards what the user's threads touch: orders, pending, dead
         self.orders: list[Any] = []
-        self.wake_read, self.wake_write = os.pipe()
-        os.set_blocking(self.wake_read, False)
+        self.wake_read, wake_write = os.pipe()
+        self.wake_write: int | None = wake_write  # None once the thread has ended
         self.pending: dict[int, _Pending | _PendingScore] = {}
         self.queries: dict[int, Future[StatsReply]] = {}
         self.next_id = 0
@@ -459,7 +456,7 @@ class _EngineThread:
         with self.lock:
             if self.dead is None:
                 self.dead = why
-        self._wake()
+            self._wake()
         if self.thread.is_alive() and self.thread is not threading.current_thread():
             self.thread.join()
 
@@ -482,7 +479,8 @@ class _EngineThread:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # the thread may have ended
+        """Make the thread look at its orders; the lock is held."""
+        if self.wake_write is not None:
             os.write(self.wake_write, b"x")
 
     # --- the thread -----------------------------------------------------------------------------
@@ -501,7 +499,11 @@ class _EngineThread:
                 channel.close()
             context.term()
             self._die(self.dead or EngineDeadError("the engine's thread ended"))
-            os.close(self.wake_read)
+            with self.lock:
+                assert self.wake_write is not None
+                os.close(self.wake_write)
+                os.close(self.wake_read)
+                self.wake_write = None
             self.from_supervisor.close()
 
     def _serve(self, context: zmq.Context[Any]) -> None:

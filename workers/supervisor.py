@@ -138,6 +138,7 @@ class Supervisor:
             self._start_verifier(group)
         if self.config.drafts_per_group and self.placement.target == "cpu":
             model = load_model(self.draft_spec, self.dtype, "cpu")
+            check_shared_memory(sum(weight.nbytes for weight in model.parameters()))
             model.share_memory()
             for index, planned in enumerate(self.shared):
                 assert planned is not None

@@ -42,7 +42,7 @@ from seedmp.scheduler.events import (
     WorkerLost,
 )
 from seedmp.scheduler.policies import POLICIES, Outlook, QueueItem
-from seedmp.stopping import Decode, find_stop
+from seedmp.stopping import Decode, Stop, find_stop
 from seedmp.token_tree.k_config import num_drafted, num_nodes
 from seedmp.token_tree.tree import EMPTY_TREE, TokenTree
 
@@ -204,8 +204,17 @@ class Scheduler:
         if problem:
             self.counters["failed"] += 1
             return [FailBranch(event.branch_id, "RejectedError", problem)]
+        if event.committed_ids:  # an earlier verifier may have died between the last token and its message
+            *old_ids, last_id = event.committed_ids
+            stop = self._find_stop(branch, old_ids, [last_id])
+            if stop.reason:
+                return [FinishBranch(event.branch_id, stop.reason, stop.text, branch.counters)]
         self.branches[branch.branch_id] = branch
         return []
+
+    def _find_stop(self, branch: Branch, old_ids: list[int], new_ids: list[int]) -> Stop:
+        eos = self.limits.eos_token_ids
+        return find_stop(old_ids, new_ids, branch.params, eos, branch.max_new, self.decode)
 
     def _on_score_requested(self, event: ScoreRequested, now_ns: int) -> list[Action]:
         branch = Branch(
@@ -323,10 +332,7 @@ class Scheduler:
             self.counters["finished"] += 1
             return [FinishBranch(branch.branch_id, "score", counters=branch.counters)]
         new_ids = [*(segment.tree.token_ids[i] for i in outcome.accepted), outcome.next_token]
-        stop = find_stop(
-            branch.tokens[branch.prompt_len :], new_ids, branch.params, self.limits.eos_token_ids,
-            branch.max_new, self.decode,
-        )  # fmt: skip
+        stop = self._find_stop(branch, branch.tokens[branch.prompt_len :], new_ids)
         new_ids = new_ids[: stop.num_kept]
         self._count_round(branch, segment, min(len(outcome.accepted), stop.num_kept), len(new_ids), now_ns)
         kept = outcome.accepted[: stop.num_kept]

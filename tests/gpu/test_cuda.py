@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def reference(engine: Engine) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("settings", [{"method": "ar"}, {"policy": "fcfs"}, {"k_config": (2, 2, 1)}], ids=str)
-def test_greedy_text_equals_generate(settings: dict[str, object]) -> None:
+def test_greedy_text_equals_generate(settings: dict[str, Any]) -> None:
     with Engine(dtype="float32", **settings) as engine:
         outputs = engine.generate(PROMPTS, PARAMS)
         assert [out.token_ids for out in outputs] == reference(engine)
