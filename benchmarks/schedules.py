@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", type=Path, help="GSM8K file in the published format; default: the project's own")
-    parser.add_argument("--rows", help="comma-separated rows of ours to run (serial-ar and serial-sd always run)")
+    parser.add_argument("--rows", help="rows of ours to run, besides serial-ar, serial-sd and fcfs-batch")
     parser.add_argument("--quick", action="store_true", help="2 repeats of 32 tokens")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
@@ -189,9 +189,8 @@ def run(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
     shape = None if args.shape == "none" else args.shape
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens, ignore_eos=True, seed=0)
-    names = [
-        n for n in OURS if args.rows is None or n in {*args.rows.split(","), "serial-ar", "serial-sd", "fcfs-batch"}
-    ]
+    always = {"serial-ar", "serial-sd", "fcfs-batch"}
+    names = [name for name in OURS if args.rows is None or name in always | set(args.rows.split(","))]
     common = {"num_drafts": args.drafts, "method": args.method, "k_config": args.k_config, "target_shape": shape}
     engines: dict[str, Engine] = {}
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
@@ -224,7 +223,8 @@ def run(args: argparse.Namespace) -> int:
                 engine.close()
     summary = summarize(rows)
     limits = bounds(summary, args.drafts)
-    title = f"{args.branches} branches, {args.drafts} drafts, k={args.k_config}, bundled target as {args.shape} {args.dtype}"
+    model = f"bundled target as {args.shape} {args.dtype}"
+    title = f"{args.branches} branches, {args.drafts} drafts, k={args.k_config}, {model}"
     print_table(summary, limits, title)
     for name, processes in memory.items():
         print(f"memory {name}: PSS {sum(p['pss'] for p in processes.values()):.0f} MiB in {len(processes)} processes")

@@ -106,7 +106,7 @@ def allocate_on(layout: ArenaLayout, device: str) -> torch.Tensor:
 
 
 def export_cuda(name: str, tensor: torch.Tensor) -> CudaTensor:
-    """The CUDA IPC handle of a tensor. The exporter must outlive every use, and synchronise before it announces data."""
+    """The CUDA IPC handle of a tensor. The exporter outlives every use, and synchronises before it announces."""
     _, args = reduce_tensor(tensor)
     (
         _,

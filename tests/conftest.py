@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # toy models gain nothing from more, and threads that wait take cores from workers
 
 
 @pytest.fixture(scope="session")

@@ -125,6 +125,7 @@ def test_the_window_matters(name: str, get_case: Callable[[str], Case]) -> None:
         assert [outcome.token_ids for outcome in outcomes] != case.expected
 
 
+@pytest.mark.timeout(30)
 def test_a_small_arena_preempts_and_changes_nothing(get_case: Callable[[str], Case]) -> None:
     case = get_case("llama")
     loop = LocalLoop(

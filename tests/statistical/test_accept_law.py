@@ -197,12 +197,8 @@ CASE_OF_TRIAL = {
 
 
 @pytest.mark.parametrize("trial_type", list(CASE_OF_TRIAL))
-@pytest.mark.parametrize(
-    "tamper", [by_probability, deterministic_claimed_as_sampled, other_temperature_claimed]
-)
-def test_children_not_drawn_as_claimed_are_caught(
-    trial_type: type[SpecInferTrial], tamper: TamperChildren
-) -> None:
+@pytest.mark.parametrize("tamper", [by_probability, deterministic_claimed_as_sampled, other_temperature_claimed])
+def test_children_not_drawn_as_claimed_are_caught(trial_type: type[SpecInferTrial], tamper: TamperChildren) -> None:
     assert p_value(CASE_OF_TRIAL[trial_type], tamper) < BROKEN
 
 
