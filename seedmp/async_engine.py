@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from seedmp.engine import Engine, Prompt
+from seedmp.engine import Engine, Prompt, as_list
 from seedmp.request import RequestOutput, StreamChunk
 from seedmp.sampling import SamplingParams
 
@@ -36,12 +36,7 @@ class AsyncEngine:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
     ) -> list[RequestOutput]:
         """As ``Engine.generate``; cancelling the task cancels the requests."""
-        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        handles = [
-            handle
-            for prompt in ([prompts] if single else prompts)
-            for handle in self.engine.submit_all(prompt, params)  # type: ignore[arg-type]
-        ]
+        handles = [handle for prompt in as_list(prompts) for handle in self.engine.submit_all(prompt, params)]
         try:
             return list(await asyncio.gather(*(asyncio.wrap_future(handle.future) for handle in handles)))
         finally:

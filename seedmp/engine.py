@@ -108,7 +108,7 @@ class Engine:
         settings: fields of ``EngineConfig``.
 
     Raises:
-        ConfigError: a setting is wrong; no process was started.
+        ConfigError: a setting is wrong; no process is left.
         WorkerStartError: a process did not become ready.
     """
 
@@ -198,7 +198,7 @@ class Engine:
             RequestTimeoutError: not all finished in time; the rest was cancelled.
             RequestError: a request failed; the others were cancelled.
         """
-        handles = [handle for prompt in _as_list(prompts) for handle in self.submit_all(prompt, params)]
+        handles = [handle for prompt in as_list(prompts) for handle in self.submit_all(prompt, params)]
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             return [h.result(None if deadline is None else max(0.0, deadline - time.monotonic())) for h in handles]
@@ -368,7 +368,8 @@ def _abandon(process: subprocess.Popen[bytes], to_supervisor: Connection, folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """One prompt, or several, as a list."""
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer)):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
