@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=("blocksworld", "gsm8k"), default="blocksworld")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="problems in the published format, one JSON object a line")
-    parser.add_argument("--limit", type=int, default=6, metavar="N", help="problems to read (default %(default)s)")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="problems as published, one JSON object a line")
+    parser.add_argument("--limit", type=int, default=9, metavar="N", help="problems to read (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--seed", type=int, default=0, help="of the tree's thoughts (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="of the tree's thoughts (default %(default)s)")
@@ -71,9 +71,7 @@ def _demo(args: argparse.Namespace) -> int:
     from seedmp.demo import DemoOptions, run_demo
 
     run_demo(
-        DemoOptions(
-            args.task, args.data, args.limit, args.json, args.seed, args.temperature, args.shape, args.dtype
-        )
+        DemoOptions(args.task, args.data, args.limit, args.json, args.seed, args.temperature, args.shape, args.dtype)
     )
     return EXIT_OK
 
@@ -86,7 +84,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="MODEL", help="folder or hub id (default: the bundled pair)")
     parser.add_argument("--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary")
     parser.add_argument("--method", choices=[m.value for m in Method], default="mcsd")
-    parser.add_argument("--k-config", default="1,1,1", metavar="K1,K2,..", help="children a level (default %(default)s)")
+    parser.add_argument(
+        "--k-config", default="1,1,1", metavar="K,K,..", help="children, by level (default %(default)s)"
+    )
     parser.add_argument("--num-drafts", type=int, default=1, metavar="N", help="draft processes (default %(default)s)")
     parser.add_argument("--schedule", choices=[s.value for s in Schedule], default="scheduled")
     parser.add_argument("--policy", choices=[p.value for p in PolicyName], default="fcfs-batch")
@@ -148,8 +148,7 @@ def _doctor(args: argparse.Namespace) -> int:
     target_threads, draft_threads = config.threads()
     if placement.target == "cpu":
         lines.append(("CPU threads", f"target {target_threads}, each draft {draft_threads}"))
-    drafts = ", ".join(placement.drafts)
-    lines.append(("placement", f"target on {placement.target}; {config.num_drafts} drafts on {drafts}"))
+    lines.append(("placement", f"target on {placement.target}, {config.num_drafts} drafts on {placement.drafts[0]}"))
     plan = f"method {config.method.value}, k_config {config.k_config}, {config.schedule.value}, {config.policy.value}"
     lines.append(("defaults", plan))
     for name, value in lines:

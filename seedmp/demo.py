@@ -28,6 +28,7 @@ from rich.tree import Tree
 from seedmp import metrics
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError
+from seedmp.models.inflate import get_shape
 from seedmp.request import RequestHandle, RequestOutput
 from seedmp.sampling import SamplingParams
 from seedmp.tasks import blocksworld, gsm8k
@@ -44,8 +45,6 @@ REFRESH_PER_S = 4
 
 class DemoTask(Protocol):
     """Prompts of a problem, of its thoughts' evaluations, and what may be said about the outcome."""
-
-    name: str
 
     def title(self) -> str:
         """The problem in a line or two."""
@@ -73,7 +72,6 @@ class BlocksworldDemo:
     """A thought is one move; its evaluation tells how many more are needed."""
 
     problem: blocksworld.BlocksworldProblem
-    name: str = "blocksworld"
 
     def title(self) -> str:
         return f"Goal: {self.problem.goal_text}\nState: {self.problem.init_text}"
@@ -104,7 +102,6 @@ class Gsm8kDemo:
     """A thought is a worked solution up to its answer; its evaluation is the answer that it leads to."""
 
     problem: gsm8k.Gsm8kProblem
-    name: str = "gsm8k"
 
     def title(self) -> str:
         return f"Question: {self.problem.question}"
@@ -304,7 +301,7 @@ class Screen:
                 speed = metrics.tokens_per_s(self.num_tokens, time.monotonic() - self.tokens_since_s)
                 status += f"   {self.num_tokens} tokens, {speed:.0f} tokens/s"
             bar = ProgressBar(total=elapsed_s + left_s or 1.0, completed=elapsed_s, width=40)
-            return Group(self.tree(), Text(), bar, Text(status, no_wrap=True))
+            return Group(bar, Text(status, no_wrap=True), Text(), self.tree())  # a low terminal cuts the end off
 
     def tree(self) -> Tree:
         """The reasoning tree so far."""
@@ -337,7 +334,7 @@ class DemoOptions:
 
     task: str = "blocksworld"
     data: Path | None = None
-    limit: int = 6
+    limit: int = 9
     json_path: Path | None = None
     seed: int = 0
     temperature: float = 0.8
@@ -353,9 +350,11 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> list[Row]:
         SeedmpError: an engine failed.
     """
     problems = TASKS[options.task](options.data, options.limit)
+    get_shape(options.shape)
     sampling = SamplingParams(temperature=options.temperature, seed=options.seed)
-    if options.json_path is not None and not os.access(options.json_path.resolve().parent, os.W_OK):
-        raise ConfigError(f"--json {options.json_path}: the folder cannot be written")
+    path = options.json_path
+    if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.resolve().parent, os.W_OK)):
+        raise ConfigError(f"--json {path}: no file can be written there")
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_COLUMNS)
@@ -397,11 +396,11 @@ def _announce(screen: Screen, options: DemoOptions, problems: Sequence[DemoTask]
     screen.say(
         f"{options.task}: {own}; {WIDTH} thoughts and {WIDTH} evaluations on {WIDTH} drafts, "
         f"chains of {len(K_CONFIG)} draft tokens.\n"
-        f"The bundled target (5.8M parameters) is embedded in a {options.shape} shape, {options.dtype}: it says what the "
-        f"small model says\nat the price of the big one, so speed and acceptance are real and the wisdom is a small model's."
+        f"The bundled target (5.8M parameters) is embedded exactly in a {options.shape} shape, {options.dtype}: "
+        "text and acceptance are\nthe small model's, the time of a forward is the big one's."
     )
     if len(problems) <= WIDTH:
-        screen.say(f"Only {len(problems)} problem(s): the comparison repeats prompts, and branches that are equal share work.")
+        screen.say(f"Only {len(problems)} problem(s): the comparison repeats prompts, whose work is shared.")
 
 
 @contextmanager
@@ -493,7 +492,15 @@ def _print_table(console: Console, rows: Sequence[Row], measured: dict[str, Meas
     num_tokens = sum(map(len, measured[ROWS[0].name].token_ids))
     table = Table(title=f"{WIDTH} thoughts + {WIDTH} evaluations, temperature 0, {num_tokens} tokens")
     table.add_column("schedule", no_wrap=True)
-    for name in ("tokens/s", "speed-up", "accept-\nance", "mean acc.\nlength", "overlap s", "verifier\nbusy", "text = AR"):
+    for name in (
+        "tokens/s",
+        "speed-up",
+        "accept-\nance",
+        "mean acc.\nlength",
+        "overlap s",
+        "verifier\nbusy",
+        "text = AR",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
         drafts = row.name != ROWS[0].name
@@ -504,6 +511,11 @@ def _print_table(console: Console, rows: Sequence[Row], measured: dict[str, Meas
             "yes" if row.text_equals_ar else "NO",
         )  # fmt: skip
     console.print(table)
+    console.print(
+        "tokens/s: kept tokens ÷ wall time. overlap: seconds in which a draft and the verifier were busy at once\n"
+        "(fcfs-batch waits for proposals that come soon and verifies them in one forward: less overlap, more width).",
+        markup=False, highlight=False,
+    )  # fmt: skip
     different = [row.name for row in rows if not row.text_equals_ar]
     if different:
         console.print(

@@ -59,9 +59,7 @@ class LocalLoop:
     else moves, so that which proposals meet in a forward depends on the order of the workers alone.
     """
 
-    def __init__(
-        self, models: Models, *, eos_token_ids: Sequence[int] = (), **settings: Any
-    ) -> None:
+    def __init__(self, models: Models, *, eos_token_ids: Sequence[int] = (), **settings: Any) -> None:
         self.config = EngineConfig(target="-", draft="-", validate=True, **settings)
         limits = Limits(
             min(max_positions(models.target.config), max_positions(models.draft.config)),

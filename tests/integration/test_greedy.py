@@ -16,7 +16,7 @@ from seedmp.scheduler.actions import BranchCounters
 from tests.helpers.local_loop import LocalLoop, Models
 from tests.helpers.models import ARCHITECTURES, VOCAB_SIZE, WINDOW
 
-MAX_TOKENS = 16
+MAX_TOKENS = 12
 MAX_FORWARD_TOKENS = 16  # below most prompts: they are prefilled in chunks
 LENGTHS = (5, 19, 37)
 CHAIN, TREE = (1, 1, 1), (2, 2, 1)
@@ -136,17 +136,22 @@ def test_a_small_arena_preempts_and_changes_nothing(get_case: Callable[[str], Ca
     assert loop.scheduler.counters["preempted"] + loop.scheduler.target_slots.num_evicted > 0
 
 
-@pytest.mark.parametrize("schedule", Schedule)
-@pytest.mark.parametrize("policy", PolicyName)
-def test_real_processes(schedule: Schedule, policy: PolicyName, get_case: Callable[[str], Case]) -> None:
-    check_engine(get_case("llama"), method=Method.MCSD, schedule=schedule, policy=policy)
-
-
-@pytest.mark.parametrize(("name", "method"), [("gemma2", Method.SD), ("gpt2", Method.AR)])
-def test_real_processes_of_other_models(
-    name: str, method: Method, get_case: Callable[[str], Case]
+@pytest.mark.parametrize(
+    ("name", "method", "schedule", "policy"),
+    [
+        ("llama", Method.SD, Schedule.SERIAL, PolicyName.FCFS),
+        ("llama", Method.AR, Schedule.SERIAL, PolicyName.FCFS_BATCH),
+        ("llama", Method.SD, Schedule.SCHEDULED, PolicyName.FCFS),
+        ("llama", Method.MCSD, Schedule.SCHEDULED, PolicyName.FCFS_BATCH),
+        ("llama", Method.MCSD, Schedule.PARALLEL, PolicyName.FCFS),
+        ("llama", Method.SD, Schedule.PARALLEL, PolicyName.FCFS_BATCH),
+        ("gemma2", Method.MCSD, Schedule.SCHEDULED, PolicyName.FCFS_BATCH),
+    ],
+)
+def test_real_processes(
+    name: str, method: Method, schedule: Schedule, policy: PolicyName, get_case: Callable[[str], Case]
 ) -> None:
-    check_engine(get_case(name), method=method)
+    check_engine(get_case(name), method=method, schedule=schedule, policy=policy)
 
 
 def check_engine(case: Case, **settings: object) -> None:

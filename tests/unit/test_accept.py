@@ -293,9 +293,7 @@ def random_tree(rng: np.random.Generator, vocab: int, kind: ProposalKind) -> Tok
 @pytest.mark.parametrize("kind", list(ProposalKind))
 def test_rules_a_and_b_give_the_text_of_plain_sampling(temperature: float, kind: ProposalKind) -> None:
     vocab, rng = 4, np.random.default_rng(5)
-    table = torch.from_numpy(
-        rng.normal(size=(vocab, vocab))
-    )  # the next token's logits depend on the last token
+    table = torch.from_numpy(rng.normal(size=(vocab, vocab)))  # the next token's logits depend on the last token
     law, noise = TargetLaw(temperature), Noise(9)
     rule = AcceptRule.GREEDY if temperature == 0 else AcceptRule.TARGET_SAMPLE
     plain = [0]

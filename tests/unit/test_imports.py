@@ -102,9 +102,7 @@ def test_imports_follow_the_table(name: str, file: Path) -> None:
             assert unit_of(imported) in allowed, f"{where}: {unit} may import {sorted(allowed)}"
 
 
-@pytest.mark.parametrize(
-    ("name", "file"), [(name, file) for name, file in MODULES if unit_of(name) == "scheduler"]
-)
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name, file in MODULES if unit_of(name) == "scheduler"])
 def test_scheduler_is_pure(name: str, file: Path) -> None:
     for imported, line in imported_names(file.read_text()):
         first = imported.split(".")[0]
@@ -129,7 +127,5 @@ def test_package_inits_are_empty() -> None:
 
 
 def test_import_reader_sees_every_form() -> None:
-    source = (
-        "import a.b\nfrom c import d as e\ndef f():\n    import g\nif TYPE_CHECKING:\n    from h.i import j\n"
-    )
+    source = "import a.b\nfrom c import d as e\ndef f():\n    import g\nif TYPE_CHECKING:\n    from h.i import j\n"
     assert sorted(name for name, _ in imported_names(source)) == ["a.b", "c.d", "g", "h.i.j"]

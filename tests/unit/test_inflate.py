@@ -54,9 +54,7 @@ def check_equal(small: LlamaForCausalLM, big: LlamaForCausalLM, token_ids: torch
 
 
 @pytest.mark.parametrize("shape", [SHAPES["13m"], WIDE_HEADS], ids=["13m", "longer heads"])
-def test_target_logits_beyond_position_300(
-    shape: Shape, target: LlamaForCausalLM, token_ids: torch.Tensor
-) -> None:
+def test_target_logits_beyond_position_300(shape: Shape, target: LlamaForCausalLM, token_ids: torch.Tensor) -> None:
     big = inflate(target, shape, seed=3)
     assert token_ids.shape[1] > 300
     check_equal(target, big, token_ids)

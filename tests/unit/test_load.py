@@ -42,9 +42,7 @@ def folder_with(config: Any, path: Path) -> ModelSpec:
 
 
 def llama(path: Path, **options: Any) -> ModelSpec:
-    return folder_with(
-        LlamaConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, **options), path
-    )
+    return folder_with(LlamaConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, **options), path)
 
 
 def draft_with_vocab_size(path: Path, vocab_size: int) -> ModelSpec:

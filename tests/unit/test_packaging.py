@@ -39,9 +39,7 @@ def test_every_python_file_lies_in_a_package() -> None:
 
 def test_package_dir_maps_ipc_and_workers(setup_cfg: configparser.ConfigParser) -> None:
     lines = setup_cfg["options"]["package_dir"].strip().splitlines()
-    assert {
-        key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)
-    } == FOLDERS
+    assert {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)} == FOLDERS
 
 
 def test_package_data_matches_every_data_file(setup_cfg: configparser.ConfigParser) -> None:

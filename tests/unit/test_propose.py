@@ -17,14 +17,10 @@ SWOR = ProposalKind.WITHOUT_REPLACEMENT
 DETERMINISTIC = ProposalKind.DETERMINISTIC
 
 
-def propose(
-    logits: torch.Tensor, num_children: int, kind: ProposalKind, law: DraftLaw, seed: int = 0
-) -> Children:
+def propose(logits: torch.Tensor, num_children: int, kind: ProposalKind, law: DraftLaw, seed: int = 0) -> Children:
     rng = np.random.default_rng(seed)
     size = noise_size(kind, num_children, law.row_len(logits.shape[1]))
-    return propose_children(
-        logits, num_children, kind, law, [rng.gumbel(size=size) for _ in range(len(logits))]
-    )
+    return propose_children(logits, num_children, kind, law, [rng.gumbel(size=size) for _ in range(len(logits))])
 
 
 def random_logits(rows: int, vocab: int, seed: int = 1) -> torch.Tensor:
@@ -108,12 +104,8 @@ def test_tokens_without_mass_are_drawn_only_when_nothing_else_is_left() -> None:
 
 @pytest.mark.parametrize("kind", [IID, SWOR])
 @pytest.mark.parametrize("temperature", [1e-40, 1e-3, 1.0, 1e6])
-@pytest.mark.parametrize(
-    "logits", [[math.nan, 0.0, 1.0], [math.inf, 0.0, 1.0], [-math.inf] * 3, [3e38, 0.0, -3e38]]
-)
-def test_a_row_is_a_law_whatever_the_logits(
-    kind: ProposalKind, temperature: float, logits: list[float]
-) -> None:
+@pytest.mark.parametrize("logits", [[math.nan, 0.0, 1.0], [math.inf, 0.0, 1.0], [-math.inf] * 3, [3e38, 0.0, -3e38]])
+def test_a_row_is_a_law_whatever_the_logits(kind: ProposalKind, temperature: float, logits: list[float]) -> None:
     children = propose(torch.tensor([logits]), 3, kind, DraftLaw(temperature, 3))
     assert sorted(children.row_ids[0].tolist()) == [0, 1, 2]
     assert children.row_probs.min() >= np.float32(MIN_DRAFT_PROB) / 2
@@ -137,9 +129,7 @@ def test_draws_with_replacement_may_outnumber_the_tokens() -> None:
     ("temperature", "top_m", "vocab_size"),
     [(-1.0, 4, None), (math.nan, 4, None), (1.0, 0, None), (1.0, 4, 0)],
 )
-def test_draft_law_refuses_values_out_of_range(
-    temperature: float, top_m: int, vocab_size: int | None
-) -> None:
+def test_draft_law_refuses_values_out_of_range(temperature: float, top_m: int, vocab_size: int | None) -> None:
     with pytest.raises(ConfigError, match="must be"):
         DraftLaw(temperature, top_m, vocab_size)
 

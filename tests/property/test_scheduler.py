@@ -1,0 +1,458 @@
+"""The scheduler under any order of events, with models that are functions: text, KV bookkeeping, progress."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from seedmp.config import EngineConfig, Method, PolicyName, Schedule
+from seedmp.errors import InvalidTransitionError
+from seedmp.sampling import SamplingParams
+from seedmp.scheduler import actions, events
+from seedmp.scheduler.scheduler import Limits, Scheduler
+from seedmp.token_tree.k_config import num_drafted
+from seedmp.token_tree.tree import NO_PARENT, TokenTree
+
+VOCAB_SIZE = 5
+MAX_MODEL_LEN = 56
+MS = 1_000_000
+MAX_PREEMPTIONS = 200  # in one decision; more would never end
+
+
+def target_token(prefix: Sequence[int]) -> int:
+    """What the fake target says after a prefix."""
+    return (sum(prefix) * 7 + len(prefix) * 3 + prefix[-1]) % VOCAB_SIZE
+
+
+def draft_token(prefix: Sequence[int]) -> int:
+    """What the fake draft says: right three times out of four."""
+    return (target_token(prefix) + (sum(prefix) % 4 == 0)) % VOCAB_SIZE
+
+
+def plain_text(request: events.BranchSubmitted) -> list[int]:
+    """Plain decoding by the fake target."""
+    text: list[int] = []
+    max_new = min(request.params.max_tokens, MAX_MODEL_LEN - len(request.prompt_ids))
+    while len(text) < max_new:
+        text.append(target_token([*request.prompt_ids, *text]))
+        if text[-1] in request.params.stop_token_ids:
+            break
+    return text
+
+
+class BoundedScheduler(Scheduler):
+    """Fails, instead of hanging, when a decision preempts without end."""
+
+    num_preempted = 0
+
+    def decide(self, now_ns: int) -> list[actions.Action]:
+        self.num_preempted = 0
+        return super().decide(now_ns)
+
+    def _preempt(self, *args: Any) -> Any:
+        self.num_preempted += 1
+        assert self.num_preempted < MAX_PREEMPTIONS, "one decision preempts for ever"
+        return super()._preempt(*args)
+
+
+@dataclass
+class World:
+    """Fake drafts and a fake target that remember what KV is in which slot, and check what they are given."""
+
+    config: EngineConfig
+    rng: random.Random
+    now_ns: int = 0
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    expected: dict[int, list[int]] = field(default_factory=dict)
+    finished: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    tasks: list[tuple[actions.SendDraftTask, int]] = field(default_factory=list)
+    forward: actions.RunForward | None = None
+    target_kv: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    draft_kv: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    epochs: dict[int, int] = field(default_factory=dict)
+    verified: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.scheduler = BoundedScheduler(self.config, Limits(MAX_MODEL_LEN, VOCAB_SIZE, frozenset()))
+
+    # --- events ---
+
+    def tell(self, event: events.Event) -> None:
+        self.now_ns += self.rng.randrange(1, 3 * MS)
+        self.perform(self.scheduler.handle(event, self.now_ns))
+
+    def decide(self) -> None:
+        self.now_ns += self.rng.randrange(1, MS)
+        self.perform(self.scheduler.decide(self.now_ns))
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams, num_committed: int = 0) -> int:
+        branch_id = len(self.tokens)
+        request = events.BranchSubmitted(branch_id, 0, tuple(prompt), (), params)
+        self.expected[branch_id] = plain_text(request)
+        committed = tuple(self.expected[branch_id][:num_committed])
+        self.tokens[branch_id] = [*prompt, *committed]
+        self.tell(events.BranchSubmitted(branch_id, 0, tuple(prompt), committed, params))
+        return branch_id
+
+    def join(self, worker_id: int) -> None:
+        self.epochs[worker_id] = self.epochs.get(worker_id, -1) + 1
+        self.tell(events.WorkerJoined(worker_id, self.epochs[worker_id]))
+
+    def lose(self, worker_id: int) -> None:
+        """It may have written some of what was lent, or none; it answers no more."""
+        for order, epoch in self.tasks:
+            if order.worker_id == worker_id and self.rng.random() < 0.5:
+                self.write_context(order)
+        self.tasks = [entry for entry in self.tasks if entry[0].worker_id != worker_id]
+        self.tell(events.WorkerLost(worker_id, self.epochs[worker_id]))
+
+    def cancel(self, branch_id: int) -> None:
+        self.tell(events.BranchCancelled(branch_id))
+
+    # --- fakes ---
+
+    def write_context(self, order: actions.SendDraftTask) -> list[int]:
+        """Run the pending tokens of a task: reads the context, writes the slots lent for them."""
+        tokens = []
+        for position, slot in enumerate(order.context_slots):
+            prefix = self.draft_kv[slot]
+            assert prefix[: len(tokens)] == tuple(tokens) and len(prefix) == position + 1
+            tokens.append(prefix[-1])
+        for token_id, slot in zip(order.pending_ids, order.slots, strict=False):
+            tokens.append(token_id)
+            self.draft_kv[slot] = tuple(tokens)
+        return tokens
+
+    def announce(self, order: actions.SendDraftTask) -> None:
+        self.write_context(order)
+        self.tell(events.ContextComputed(order.branch_id, order.round))
+
+    def propose(self, index: int) -> None:
+        order, _ = self.tasks.pop(index)
+        tokens = self.write_context(order)
+        if order.branch_id not in self.finished and order.branch_id not in self.failed:
+            assert tokens == self.tokens[order.branch_id]
+        lent = order.slots[len(order.pending_ids) :]
+        assert len(lent) == num_drafted(order.k_config)
+        paths: list[list[int]] = []
+        parents: list[int] = []
+        frontier = [NO_PARENT]
+        for num_children in order.k_config:
+            children = []
+            for parent in frontier:
+                prefix = tokens if parent == NO_PARENT else paths[parent]
+                for child in range(num_children):
+                    children.append(len(paths))
+                    parents.append(parent)
+                    paths.append([*prefix, (draft_token(prefix) + child) % VOCAB_SIZE])
+            frontier = children
+        for path, slot in zip(paths, lent, strict=False):
+            self.draft_kv[slot] = tuple(path)
+        tree = TokenTree(tuple(path[-1] for path in paths), tuple(parents), order.kind)
+        self.tell(
+            events.ProposalArrived(
+                order.worker_id, order.branch_id, order.round, self.now_ns - MS, self.now_ns, tree, "rows"
+            )
+        )
+
+    def finish_forward(self) -> None:
+        assert self.forward is not None
+        segments, self.forward = self.forward.segments, None
+        outcomes = []
+        assert sum(len(s.chain_ids) + len(s.tree) for s in segments) <= self.max_rows(segments)
+        for s in segments:
+            tokens: list[int] = []
+            for slot in s.context_slots:
+                tokens = self.read_target(tokens, slot)
+            assert len(tokens) == s.position
+            for token_id, slot in zip(s.chain_ids, s.chain_slots, strict=True):
+                tokens = [*tokens, token_id]
+                self.target_kv[slot] = tuple(tokens)
+            outcome = self.verify(s, tokens)
+            if outcome is not None:
+                outcomes.append(outcome)
+        self.tell(events.ForwardFinished(self.rng.randrange(1, 3 * MS), tuple(outcomes)))
+
+    def max_rows(self, segments: Sequence[actions.Segment]) -> int:
+        """The budget may be passed by the last item of the prefix, as one tree must always fit."""
+        return self.config.max_forward_tokens + max(len(s.tree) for s in segments)
+
+    def read_target(self, tokens: list[int], slot: int) -> list[int]:
+        prefix = self.target_kv[slot]
+        assert prefix[:-1] == tuple(tokens)
+        return list(prefix)
+
+    def verify(self, s: actions.Segment, tokens: list[int]) -> events.Outcome | None:
+        if not s.verify:
+            assert not len(s.tree)
+            return None
+        if s.branch_id in self.scheduler.branches:
+            assert tokens == self.tokens[s.branch_id]
+        self.verified.append(s.branch_id)
+        paths: list[list[int]] = []
+        for token_id, parent, slot in zip(s.tree.token_ids, s.tree.parents, s.tree_slots, strict=True):
+            paths.append([*(tokens if parent == NO_PARENT else paths[parent]), token_id])
+            self.target_kv[slot] = tuple(paths[-1])
+        accepted: list[int] = []
+        while True:
+            at = accepted[-1] if accepted else NO_PARENT
+            wanted = target_token(paths[at] if accepted else tokens)
+            hits = [i for i in s.tree.children[at + 1] if s.tree.token_ids[i] == wanted]
+            if not hits:
+                return events.Outcome(s.branch_id, tuple(accepted), wanted)
+            accepted.append(hits[0])
+
+    # --- orders ---
+
+    def perform(self, orders: Sequence[actions.Action]) -> None:
+        for order in orders:
+            match order:
+                case actions.SendDraftTask():
+                    assert order.worker_id in self.scheduler.workers
+                    self.tasks.append((order, self.epochs[order.worker_id]))
+                case actions.RunForward():
+                    assert self.forward is None
+                    self.forward = order
+                case actions.CommitTokens():
+                    assert order.branch_id not in self.finished and order.branch_id not in self.failed
+                    self.tokens[order.branch_id] += order.token_ids
+                case actions.FinishBranch():
+                    self.finished[order.branch_id] = order.reason
+                case actions.FailBranch():
+                    self.failed[order.branch_id] = order.text
+                case actions.WakeAt():
+                    self.now_ns = max(self.now_ns, order.at_ns)
+
+    # --- driving ---
+
+    def drain(self) -> None:
+        """Nothing surprising happens any more: all that is left must finish."""
+        for worker_id in range(self.config.num_drafts):
+            if worker_id not in self.scheduler.workers and self.config.method is not Method.AR:
+                self.join(worker_id)
+        for _ in range(3000):
+            self.decide()
+            if self.tasks:
+                self.propose(self.rng.randrange(len(self.tasks)))
+            if self.forward is not None:
+                self.finish_forward()
+            if not self.scheduler.branches and not self.tasks:
+                break
+        story = {b.branch_id: b.state.value for b in self.scheduler.branches.values()}
+        assert not story, f"not finished: {story}"
+        assert self.scheduler.target_slots.num_leased == self.scheduler.draft_slots.num_leased == 0
+
+    def check_texts(self) -> None:
+        for branch_id, expected in self.expected.items():
+            assert (branch_id in self.finished) != (branch_id in self.failed)
+            got = self.tokens[branch_id][-len(expected) :] if branch_id in self.finished else expected
+            assert got == expected
+            if branch_id in self.finished:
+                assert self.finished[branch_id] in ("stop", "length")
+
+
+def random_params(rng: random.Random) -> SamplingParams:
+    stops = (rng.randrange(VOCAB_SIZE),) if rng.random() < 0.3 else ()
+    return SamplingParams(temperature=0.0, max_tokens=rng.randrange(1, 16), seed=1, stop_token_ids=stops)
+
+
+def run_randomly(config: EngineConfig, seed: int, num_events: int) -> World:
+    """Requests, cancellations, deaths, and answers in any order; then the rest is served."""
+    rng = random.Random(seed)
+    world = World(config, rng)
+    common = [rng.randrange(VOCAB_SIZE) for _ in range(24)]
+    draft_ids = range(config.num_drafts if config.method is not Method.AR else 0)
+    for worker_id in draft_ids:
+        if rng.random() < 0.8:
+            world.join(worker_id)
+    for _ in range(num_events):
+        what = rng.random()
+        if what < 0.12:
+            prompt = [*common[: rng.randrange(25)], rng.randrange(VOCAB_SIZE)]
+            resumed = rng.randrange(6) if rng.random() < 0.2 else 0
+            world.submit(prompt, random_params(rng), resumed)
+        elif what < 0.15 and world.tokens:
+            world.cancel(rng.randrange(len(world.tokens)))
+        elif what < 0.18 and world.scheduler.workers:
+            world.lose(rng.choice(sorted(world.scheduler.workers)))
+        elif what < 0.24:
+            missing = [w for w in draft_ids if w not in world.scheduler.workers]
+            if missing:
+                world.join(rng.choice(missing))
+        elif what < 0.3 and world.tasks:
+            order, _ = rng.choice(world.tasks)
+            if order.announce:
+                world.announce(order)
+        elif what < 0.55 and world.tasks:
+            world.propose(rng.randrange(len(world.tasks)))
+        elif what < 0.8 and world.forward is not None:
+            world.finish_forward()
+        else:
+            world.decide()
+    world.drain()
+    return world
+
+
+def config_of(seed: int, kv_slots: int) -> EngineConfig:
+    rng = random.Random(seed)
+    return EngineConfig(
+        target="-", draft="-", num_drafts=rng.randrange(1, 4), method=rng.choice(list(Method)),
+        k_config=rng.choice([(1,), (2, 1), (2, 2, 1), (1, 1, 1)]), policy=rng.choice(list(PolicyName)),
+        schedule=rng.choice([Schedule.SERIAL, Schedule.SCHEDULED, Schedule.SCHEDULED]), kv_slots=kv_slots,
+        draft_kv_slots=kv_slots, max_forward_tokens=rng.choice([16, 24, 64]), validate=True,
+    )  # fmt: skip
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(SEEDS)
+@example(0)
+def test_any_order_of_events_with_room(seed: int) -> None:
+    world = run_randomly(config_of(seed, 1024), seed, 120)
+    assert world.scheduler.counters["preempted"] == 0
+    world.check_texts()
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(SEEDS)
+@example(0)
+def test_any_order_of_events_in_small_arenas(seed: int) -> None:
+    """72 slots hold one or two of the longest requests: branches wait, are preempted and come back."""
+    world = run_randomly(config_of(seed, 72), seed, 120)
+    world.check_texts()
+
+
+def test_small_arenas_do_preempt() -> None:
+    """The test above would prove little if its arenas were never full."""
+    preempted = 0
+    for seed in range(20):
+        world = World(config_of(seed, 64), random.Random(seed))
+        for i in range(4):
+            prompt = [(i + j * j) % VOCAB_SIZE for j in range(24)]
+            world.submit(prompt, SamplingParams(temperature=0.0, max_tokens=15, seed=1))
+        world.drain()
+        world.check_texts()
+        preempted += world.scheduler.counters["preempted"] + world.scheduler.target_slots.num_evicted
+    assert preempted > 0
+
+
+# --- first come, first served -----------------------------------------------------------------------
+
+
+def fcfs_config(policy: PolicyName = PolicyName.FCFS) -> EngineConfig:
+    return EngineConfig(
+        target="-", draft="-", num_drafts=3, policy=policy, k_config=(1, 1), kv_slots=512, validate=True
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rounds_of_equal_branches_never_differ_by_more_than_one(seed: int) -> None:
+    """Three equal branches whose proposals arrive in the order in which they were asked for."""
+    world = World(fcfs_config(), random.Random(seed))
+    for worker_id in range(3):
+        world.join(worker_id)
+    for _ in range(3):
+        world.submit([1, 2, 3], SamplingParams(temperature=0.0, max_tokens=30, seed=1))
+    while not world.finished:
+        world.decide()
+        while world.tasks:
+            world.propose(0)
+            world.decide()
+        if world.forward is not None:
+            world.finish_forward()
+        counts = [world.verified.count(branch_id) for branch_id in range(3)]
+        assert max(counts) - min(counts) <= 1
+    world.drain()
+    world.check_texts()
+
+
+def test_the_earliest_ready_is_served_first_whatever_arrived_first() -> None:
+    world = World(fcfs_config(), random.Random(0))
+    for worker_id in range(3):
+        world.join(worker_id)
+    for _ in range(3):
+        world.submit([4], SamplingParams(temperature=0.0, max_tokens=30, seed=1))
+    world.decide()
+    orders = {order.branch_id: order for order, _ in world.tasks}
+    assert sorted(orders) == [0, 1, 2] and {o.worker_id for o in orders.values()} == {0, 1, 2}
+    ready_ns = {0: 9 * MS, 1: 5 * MS, 2: 7 * MS}
+    for branch_id in (0, 1, 2):  # as a socket may hand them over
+        order = orders[branch_id]
+        world.write_context(order)
+        tree = TokenTree((1, 1), (NO_PARENT, 0), order.kind)
+        world.tell(events.ProposalArrived(order.worker_id, branch_id, 0, 0, ready_ns[branch_id], tree, "rows"))
+    world.tasks.clear()
+    for branch_id in (1, 2, 0):
+        world.perform([a for a in world.scheduler.decide(world.now_ns) if not isinstance(a, actions.SendDraftTask)])
+        assert world.forward is not None
+        assert [s.branch_id for s in world.forward.segments] == [branch_id]
+        world.finish_forward()
+
+
+# --- copies, strangers and mistakes -------------------------------------------------------------------
+
+
+def test_late_and_copied_proposals_are_counted_and_dropped() -> None:
+    world = World(fcfs_config(), random.Random(0))
+    world.join(0)
+    world.submit([1, 2], SamplingParams(temperature=0.0, max_tokens=5, seed=1))
+    world.decide()
+    ((order, _),) = world.tasks
+    tree = TokenTree((1, 1), (NO_PARENT, 0), order.kind)
+    strangers = [(1, 0, 0), (0, 0, 1), (0, 7, 0)]  # another worker, round, branch
+    for worker_id, branch_id, round_ in strangers:
+        world.tell(events.ProposalArrived(worker_id, branch_id, round_, 0, 1, tree, None))
+    assert world.scheduler.counters["stale_proposals"] == 3
+    world.propose(0)
+    world.tell(events.ProposalArrived(0, 0, 0, 0, 1, tree, None))
+    assert world.scheduler.counters["stale_proposals"] == 4
+    world.tell(events.ContextComputed(0, 0))
+    world.drain()
+    world.check_texts()
+
+
+def test_a_lost_worker_of_an_old_epoch_takes_nothing_from_the_new_one() -> None:
+    world = World(fcfs_config(), random.Random(0))
+    world.join(0)
+    world.submit([1, 2], SamplingParams(temperature=0.0, max_tokens=5, seed=1))
+    world.decide()
+    world.tasks.clear()
+    world.join(0)  # the replacement said hello before the death was told
+    world.tell(events.WorkerLost(0, 0))
+    assert world.scheduler.workers == {0: 1}
+    world.drain()
+    world.check_texts()
+
+
+def test_a_forward_that_was_never_ordered_is_a_bug() -> None:
+    world = World(fcfs_config(), random.Random(0))
+    with pytest.raises(InvalidTransitionError, match="never ordered"):
+        world.tell(events.ForwardFinished(1, ()))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "text"),
+    [
+        ((), 5, "the prompt is empty"),
+        ((1, 5), 5, r"token id 5: must be in \[0, 5\)"),
+        ((1,) * 56, 5, "56 tokens: the models allow 56"),
+        ((1,) * 50, 20, "need .* KV slots: kv_slots is 64"),
+    ],
+)
+def test_what_can_never_be_served_is_refused(prompt: tuple[int, ...], max_tokens: int, text: str) -> None:
+    config = EngineConfig(target="-", draft="-", kv_slots=64, validate=True)
+    scheduler = Scheduler(config, Limits(MAX_MODEL_LEN, VOCAB_SIZE, frozenset()))
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, seed=1)
+    (order,) = scheduler.handle(events.BranchSubmitted(0, 0, prompt, (), params), 0)
+    assert isinstance(order, actions.FailBranch) and order.kind == "RejectedError"
+    assert pytest.raises(ValueError, match=text).matches(ValueError(order.text))
+    assert not scheduler.branches
