@@ -394,8 +394,8 @@ def _stages() -> list[Stage]:
 def _announce(screen: Screen, options: DemoOptions, problems: Sequence[DemoTask]) -> None:
     own = "problems of the project's own" if options.data is None else str(options.data)
     screen.say(
-        f"{options.task}: {own}; {WIDTH} thoughts and {WIDTH} evaluations on {WIDTH} drafts, "
-        f"chains of {len(K_CONFIG)} draft tokens.\n"
+        f"{options.task}: {own}; {WIDTH} thoughts and {WIDTH} evaluations on {WIDTH} drafts,\n"
+        f"which propose chains of {len(K_CONFIG)} tokens.\n"
         f"The bundled target (5.8M parameters) is embedded exactly in a {options.shape} shape, {options.dtype}: "
         "text and acceptance are\nthe small model's, the time of a forward is the big one's."
     )

@@ -307,6 +307,18 @@ class Engine:
         """Text of token ids, special tokens left out; empty without a tokenizer."""
         return "" if self.tokenizer is None else str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def tokens_of_text(self, output: RequestOutput) -> tuple[int, ...]:
+        """The tokens of an output's text: without EOS and without what belongs to the stop string."""
+        if self.tokenizer is None:
+            return output.token_ids
+        ids, text = output.token_ids, output.text
+        while ids and len(self.decode(ids[:-1])) >= len(text):
+            ids = ids[:-1]
+        if self.decode(ids) == text:
+            return ids
+        ids = ids[:-1]  # the stop string begins inside the last token
+        return ids + self.encode(text[len(self.decode(ids)) :])
+
     def _encode(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
         if isinstance(prompt, str):
             return prompt, self.encode(prompt, special=True) if prompt else ()
@@ -699,10 +711,13 @@ class Branch:
         self.output = output
 
     def fork(self, n: int, params: SamplingParams | None = None, *, timeout: float | None = None) -> list[Branch]:
-        """Continue ``n`` times; each child is a branch of its own."""
+        """Continue ``n`` times; each child is a branch of its own, which ends where its text ends.
+
+        A stop string or EOS is not part of it, so that ``append`` and ``fork`` go on from the text.
+        """
         handles = self.engine.submit_all(self.token_ids, replace(params or SamplingParams(), n=n))
         outputs = [handle.result(timeout) for handle in handles]
-        return [Branch(self.engine, self.token_ids + out.token_ids, out.text, out) for out in outputs]
+        return [Branch(self.engine, self.token_ids + self.engine.tokens_of_text(out), out.text, out) for out in outputs]
 
     def append(self, text: str) -> Branch:
         """A branch with given text added."""
