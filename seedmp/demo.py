@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -490,16 +491,20 @@ def _serve(engine: Engine, requests: Sequence[tuple[str, SamplingParams]], scree
 
 def _print_table(console: Console, rows: Sequence[Row], measured: dict[str, Measured]) -> None:
     num_tokens = sum(map(len, measured[ROWS[0].name].token_ids))
-    table = Table(title=f"{WIDTH} thoughts + {WIDTH} evaluations, temperature 0, {num_tokens} tokens")
+    table = Table(
+        title=f"{WIDTH} thoughts + {WIDTH} evaluations, temperature 0, {num_tokens} tokens",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+    )
     table.add_column("schedule", no_wrap=True)
     for name in (
-        "tokens/s",
-        "speed-up",
+        "tokens\n/s",
+        "speed-\nup",
         "accept-\nance",
-        "mean acc.\nlength",
-        "overlap s",
+        "mean\nlength",
+        "overlap\ns",
         "verifier\nbusy",
-        "text = AR",
+        "text\n= AR",
     ):
         table.add_column(name, justify="right")
     for row in rows:

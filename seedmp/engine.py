@@ -627,9 +627,10 @@ class _EngineThread:
             return ""
         text = cut_at_stop(str(self.tokenizer.decode(pending.token_ids, skip_special_tokens=True)), stop)
         if not is_last:
+            whole = [at for candidate in pending.params.stop if (at := text.find(candidate)) >= 0]
             held_back = max(map(len, pending.params.stop), default=1) - 1
             text = text.rstrip("\ufffd")
-            text = text[: len(text) - held_back] if held_back else text
+            text = text[: max(0, min([len(text) - held_back, *whole]))]
         new, pending.text_len = text[pending.text_len :], max(pending.text_len, len(text))
         return new
 

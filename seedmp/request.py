@@ -93,6 +93,7 @@ class RequestHandle:
         self.future: Future[RequestOutput] = Future()
         self._chunks: queue.SimpleQueue[StreamChunk | None] = queue.SimpleQueue()
         self._listeners: list[Callable[[StreamChunk | None], object]] = []
+        self._history: list[StreamChunk] = []
         self._lock = threading.Lock()
 
     def result(self, timeout: float | None = None) -> RequestOutput:
@@ -129,8 +130,10 @@ class RequestHandle:
         self.future.result()
 
     def listen(self, listener: Callable[[StreamChunk | None], object]) -> None:
-        """Call ``listener`` with each chunk from now on, None at the end; from the engine's thread."""
+        """Call ``listener`` with each chunk, those so far at once, then None; later from the engine's thread."""
         with self._lock:
+            for chunk in self._history:
+                listener(chunk)
             self._listeners.append(listener)
             if self.future.done():
                 listener(None)
@@ -138,6 +141,7 @@ class RequestHandle:
     def push(self, chunk: StreamChunk) -> None:
         """A chunk was committed (engine's thread)."""
         with self._lock:
+            self._history.append(chunk)
             self._chunks.put(chunk)
             for listener in self._listeners:
                 listener(chunk)

@@ -45,7 +45,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": {"engine", "request", "sampling", "tasks"},
     "tuning": ANY,
     "profiling": ANY,
+    "__main__": ANY,
     "demo": ANY,
+    "measure": ANY,
     "cli": ANY,
 }
 
