@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,6 +185,7 @@ class DraftServer:
         )
         self.worker_id = worker_id
         self.epoch = epoch
+        self.early: list[Any] = []  # what came with the welcome
         self.channel.send(DraftHello(worker_id, epoch, PROTOCOL_VERSION, layout))
 
     def welcome(self, timeout_s: float, beat: Callable[[], None]) -> DraftWelcome:
@@ -196,9 +198,10 @@ class DraftServer:
         while time.monotonic() < deadline:
             beat()
             if self.channel.poll(POLL_MS):
-                for msg in self.channel.receive_all():
-                    if isinstance(msg, DraftWelcome):
-                        return msg
+                msg, *self.early = self.channel.receive_all() or [None]
+                if isinstance(msg, DraftWelcome):
+                    return msg
+                if msg is not None:
                     raise ProtocolError(f"expected a welcome, got {type(msg).__name__}")
         raise ProtocolError(f"no welcome from the verifier within {timeout_s:.0f} s")
 
@@ -206,10 +209,11 @@ class DraftServer:
         """Draft until Shutdown comes."""
         while True:
             beat()
-            if not self.channel.poll(POLL_MS):
+            if not self.early and not self.channel.poll(POLL_MS):
                 continue
+            received, self.early = self.early or self.channel.receive_all(), []
             tasks = []
-            for msg in self.channel.receive_all():
+            for msg in received:
                 if isinstance(msg, Shutdown):
                     self.close()
                     return

@@ -95,6 +95,7 @@ class Branch:
     payload: object = None
     task: DraftLease | None = None
     ready_ns: int = 0
+    preempted_ns: int = 0
     score: bool = False
     counters: BranchCounters = field(default_factory=BranchCounters)
 
@@ -369,8 +370,7 @@ class Scheduler:
         lease = branch.task
         if lease is not None:
             drafted = [i for i in accepted if i < len(lease.tree_slots)]  # leaves have no draft KV
-            in_place = len(branch.draft_path) == len(branch.tokens)
-            kept = [(segment.tree.token_ids[i], lease.tree_slots[i]) for i in drafted] if in_place else []
+            kept = [(segment.tree.token_ids[i], lease.tree_slots[i]) for i in drafted]
             self._set_path(self.draft_slots, branch.draft_path, kept)
             taken = {slot for _, slot in kept}
             self.draft_slots.give_back(slot for slot in lease.tree_slots if slot not in taken)
@@ -548,13 +548,15 @@ class Scheduler:
             if branch.state is BranchState.PROPOSED:
                 items.append(QueueItem(branch.branch_id, branch.ready_ns, num_uncached + len(branch.tree), True))
             elif branch.state in (BranchState.DRAFTABLE, BranchState.DRAFTING) and num_uncached > 1:
-                items.append(QueueItem(branch.branch_id, branch.submitted_ns, num_uncached - 1, False))
+                since_ns = max(branch.submitted_ns, branch.preempted_ns)
+                items.append(QueueItem(branch.branch_id, since_ns, num_uncached - 1, False))
         return sorted(items, key=lambda item: (item.ready_ns, item.branch_id))
 
     def _order_forward(self, now_ns: int) -> list[Action]:
         if self.forward is not None:
             return []
         queue = self.queue()
+        preempted: set[int] = set()
         while queue:
             expected = [
                 lease.sent_ns + int(self._draft_ns)
@@ -569,9 +571,13 @@ class Scheduler:
             if segments:
                 self.forward = tuple(segments)
                 return [RunForward(self.forward)]
-            if out_of_slots and not self._preempt(queue[0].branch_id):
-                return []
-            queue = self.queue()  # sharing may have left an item without work
+            if out_of_slots:
+                victim = self._preempt(queue[0].branch_id, now_ns)
+                if victim is None:
+                    return []
+                preempted.add(victim)  # or it would take its slots again before they are used
+            # sharing may have left an item without work
+            queue = [item for item in self.queue() if item.branch_id not in preempted]
         return []
 
     def _plan(self, items: list[QueueItem], now_ns: int) -> tuple[list[Segment], bool]:
@@ -617,14 +623,15 @@ class Scheduler:
             tree, tuple(slots[end - start :]), branch.stream, branch.params, branch.payload,
         )  # fmt: skip
 
-    def _preempt(self, keep: int) -> bool:
+    def _preempt(self, keep: int, now_ns: int) -> int | None:
         """Free the target's slots of the youngest branch that has any, except ``keep``."""
         for branch in sorted(self.branches.values(), key=lambda b: -b.submitted_ns):
             if branch.branch_id != keep and branch.target_path and branch.state is not BranchState.VERIFYING:
                 self._drop_path(self.target_slots, branch.target_path)
                 self.counters["preempted"] += 1
-                return True
-        return False
+                branch.preempted_ns = now_ns  # behind those that wait, or two could preempt each other for ever
+                return branch.branch_id
+        return None
 
     def _count_shared(self, name: str, num: int) -> None:
         self.counters[name] += num

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.chaos
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROMPTS = [f"Question: Ann has {i} pens and buys {i + 3} more. How many pens has she?\nAnswer:" for i in range(4)]
-GREEDY = SamplingParams(temperature=0.0, max_tokens=120, seed=0, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=80, seed=0, ignore_eos=True)
 SHARED_MEMORY = Path("/dev/shm")
 WAIT_S = 30.0
 GONE_S = 5.0
@@ -43,7 +43,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = WAIT
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     with Engine(
-        num_drafts=2, target_threads=1, kv_slots=2048, stall_timeout_s=2, max_restarts=30, validate=True
+        num_drafts=2, target_threads=1, kv_slots=1024, stall_timeout_s=2, max_restarts=30, validate=True
     ) as started:
         yield started
 
@@ -57,6 +57,11 @@ def drafts_ready(engine: Engine) -> bool:
     return {"draft-0.0", "draft-0.1", "verifier-0"} <= engine.worker_pids().keys()
 
 
+def wait_until_replaced(engine: Engine, name: str, pid: int) -> float:
+    """Seconds until another process of that name is ready."""
+    return wait_until(lambda: engine.worker_pids().get(name, pid) != pid, f"{name} replaced")
+
+
 def finish(handles: list[RequestHandle]) -> list[tuple[int, ...]]:
     outputs: list[RequestOutput] = [handle.result(WAIT_S) for handle in handles]
     return [output.token_ids for output in outputs]
@@ -68,7 +73,7 @@ def finish(handles: list[RequestHandle]) -> list[tuple[int, ...]]:
 def test_killing_a_draft_changes_no_text(engine: Engine, expected: list[tuple[int, ...]]) -> None:
     rng = random.Random(5)
     times = []
-    for _ in range(6):
+    for _ in range(5):
         wait_until(lambda: drafts_ready(engine), "workers ready")
         num_lost = engine.stats()["workers_lost"]
         handles = [engine.submit(prompt, GREEDY) for prompt in PROMPTS]
@@ -81,11 +86,11 @@ def test_killing_a_draft_changes_no_text(engine: Engine, expected: list[tuple[in
         while time.monotonic() < deadline:
             pass
         os.kill(pid, signal.SIGKILL)
-        times.append(wait_until(lambda name=name, pid=pid: engine.worker_pids().get(name, pid) != pid, "replaced"))
+        times.append(wait_until_replaced(engine, name, pid))
         assert finish(handles) == expected
         assert engine.stats()["workers_lost"] == num_lost + 1
     print(f"\nreplaced after {', '.join(f'{1000 * t:.0f}' for t in times)} ms")
-    assert sorted(times)[len(times) // 2] < REPLACED_S
+    assert max(times) < REPLACED_S
     stats = engine.stats()
     assert stats["target_slots_leased"] == stats["draft_slots_leased"] == 0
 
@@ -106,7 +111,7 @@ def test_a_stopped_draft_is_replaced(engine: Engine, expected: list[tuple[int, .
     handles = [engine.submit(prompt, GREEDY) for prompt in PROMPTS]
     next(iter(handles[1]))
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: engine.worker_pids().get("draft-0.1", pid) != pid, "replaced")
+    wait_until_replaced(engine, "draft-0.1", pid)
     assert finish(handles) == expected
     assert not psutil.pid_exists(pid)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import zmq
 from transformers import AutoModelForCausalLM
 
 from seedmp import AsyncEngine, Engine, RequestOutput, SamplingParams, metrics
@@ -24,8 +23,6 @@ from seedmp.errors import (
     RequestError,
     RequestTimeoutError,
 )
-from seedmp.ipc.channel import RouterChannel
-from seedmp.ipc.endpoints import draft_endpoint
 from seedmp.ipc.messages import (
     PROTOCOL_VERSION,
     DraftHello,
@@ -137,7 +134,7 @@ def test_stop_strings_across_token_boundaries(engine: Engine) -> None:
     full = one(engine, APPLES, GREEDY)
     pieces = [engine.decode([token_id]) for token_id in full.token_ids]
     checked = 0
-    for first, second in zip(pieces[3:12], pieces[4:13], strict=True):
+    for first, second in itertools.pairwise(pieces[3:13]):
         stop = first[-2:] + second[:2]
         params = SamplingParams(temperature=0.0, max_tokens=40, seed=0, ignore_eos=True, stop=(stop, "never"))
         output = one(engine, APPLES, params)
@@ -359,40 +356,45 @@ def test_bad_texts_to_score(engine: Engine) -> None:
 # --- joining ------------------------------------------------------------------------------------------
 
 
-def test_a_task_right_behind_the_welcome_is_not_lost(tmp_path: Path) -> None:
-    """A worker that replaces another is sent a task at once; both messages may be there when it looks."""
-    context = zmq.Context()
-    verifier = RouterChannel(context, draft_endpoint(tmp_path, 0, 0))
-    server = DraftServer(tmp_path, 0, 0, 3, 1, "layout")
+class ScriptedChannel:
+    """A link on which everything has arrived before the worker looks."""
+
+    def __init__(self, *batches: list[object]) -> None:
+        self.batches = list(batches)
+        self.sent: list[object] = []
+
+    def poll(self, timeout_ms: int) -> bool:
+        assert self.batches, "the worker waits for what it has already been sent"
+        return True
+
+    def receive_all(self) -> list[object]:
+        return self.batches.pop(0) if self.batches else []
+
+    def send(self, msg: object) -> None:
+        self.sent.append(msg)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_task_right_behind_the_welcome_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that replaces another is sent a task at once; both may be there when it looks."""
     empty = np.zeros(0, dtype="<i4")
     task = DraftTask(0, 0, 1, 0, 0, (1,), ProposalKind.DETERMINISTIC, 0.0, False, empty, (5,), empty)
-    try:
-        assert verifier.socket.poll(5000)
-        ((peer, hello),) = verifier.receive_all()
-        assert hello == DraftHello(3, 1, PROTOCOL_VERSION, "layout")
-        for msg in (DraftWelcome(), task, Shutdown()):
-            verifier.send(peer, msg)
-        drafted: list[DraftTask] = []
+    channel = ScriptedChannel([DraftWelcome(), task], [Shutdown()])
+    monkeypatch.setattr("seedmp.workers.draft.DealerChannel", lambda *args: channel)
+    server = DraftServer(tmp_path, 0, 0, 3, 1, "layout")
+    drafted: list[DraftTask] = []
 
-        class Drafter:
-            def draft(self, tasks: list[DraftTask], on_context: object) -> list[Proposal]:
-                drafted.extend(tasks)
-                return []
+    class Drafter:
+        def draft(self, tasks: list[DraftTask], on_context: object) -> list[Proposal]:
+            drafted.extend(tasks)
+            return []
 
-        assert server.channel.poll(5000)
-        time.sleep(0.05)  # now all three are there; the test holds at any moment, this one is the worst
-        server.welcome(5.0, lambda: None)
-        deadline = time.monotonic() + 5
-
-        def beat() -> None:
-            assert time.monotonic() < deadline, f"a message was lost; drafted: {drafted}"
-
-        server.serve(Drafter(), beat)  # type: ignore[arg-type]
-        assert [found.pending_ids for found in drafted] == [(5,)]
-    finally:
-        server.close()
-        verifier.close()
-        context.term()
+    server.welcome(5.0, lambda: None)
+    server.serve(Drafter(), lambda: None)  # type: ignore[arg-type]
+    assert channel.sent == [DraftHello(3, 1, PROTOCOL_VERSION, "layout")]
+    assert drafted == [task]
 
 
 # --- scripts ------------------------------------------------------------------------------------------

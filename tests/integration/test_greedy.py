@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,7 +155,7 @@ def test_real_processes(
     check_engine(get_case(name), method=method, schedule=schedule, policy=policy)
 
 
-def check_engine(case: Case, **settings: object) -> None:
+def check_engine(case: Case, **settings: Any) -> None:
     with Engine(
         *case.paths, num_drafts=2, kv_slots=512, max_forward_tokens=MAX_FORWARD_TOKENS, target_threads=1,
         validate=True, **settings,

@@ -107,7 +107,7 @@ class World:
 
     def lose(self, worker_id: int) -> None:
         """It may have written some of what was lent, or none; it answers no more."""
-        for order, epoch in self.tasks:
+        for order, _epoch in self.tasks:
             if order.worker_id == worker_id and self.rng.random() < 0.5:
                 self.write_context(order)
         self.tasks = [entry for entry in self.tasks if entry[0].worker_id != worker_id]
@@ -426,13 +426,19 @@ def test_late_and_copied_proposals_are_counted_and_dropped() -> None:
 
 def test_a_lost_worker_of_an_old_epoch_takes_nothing_from_the_new_one() -> None:
     world = World(fcfs_config(), random.Random(0))
+    params = SamplingParams(temperature=0.0, max_tokens=5, seed=1)
     world.join(0)
-    world.submit([1, 2], SamplingParams(temperature=0.0, max_tokens=5, seed=1))
+    world.submit([1, 2], params)
     world.decide()
-    world.tasks.clear()
-    world.join(0)  # the replacement said hello before the death was told
+    world.tasks.clear()  # it dies with its task
+    world.join(0)  # the replacement says hello before the death is told
+    world.submit([3, 4], params)
+    world.decide()
     world.tell(events.WorkerLost(0, 0))
     assert world.scheduler.workers == {0: 1}
+    assert [order.branch_id for order, _ in world.tasks] == [1]
+    world.propose(0)
+    assert world.scheduler.counters["stale_proposals"] == 0
     world.drain()
     world.check_texts()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -78,4 +79,4 @@ def test_unions_and_intersections_count_covered_time(seed: int) -> None:
     assert total_ns(union(left)) == len(covered[0])
     assert intersection_ns(union(left), union(right)) == len(covered[0] & covered[1])
     merged = union(left)
-    assert all(before[1] < after[0] for before, after in zip(merged, merged[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(merged))

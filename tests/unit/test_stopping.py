@@ -68,9 +68,7 @@ def test_eos_as_the_last_token_allowed_is_a_stop() -> None:
         ([3], [9, 9, 4], "tw", 3),  # tokens without text
     ],
 )
-def test_stop_strings_across_token_boundaries(
-    old: list[int], new: list[int], text: str, num_kept: int
-) -> None:
+def test_stop_strings_across_token_boundaries(old: list[int], new: list[int], text: str, num_kept: int) -> None:
     assert stop(old, new, stop=(text, "never")) == Stop(num_kept, "stop", text)
 
 
