@@ -618,7 +618,7 @@ class _EngineThread:
 
     def _commit(self, pending: _Pending, msg: Committed) -> None:
         pending.token_ids += msg.token_ids
-        text = self._new_text(pending, is_last=False)
+        text = self._new_text(pending, is_last=False) if pending.handle.is_followed else ""
         pending.handle.push(StreamChunk(text, msg.token_ids))
 
     def _new_text(self, pending: _Pending, *, is_last: bool, stop: str = "") -> str:

@@ -75,7 +75,10 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """New tokens of a stream; ``text`` is the new text, complete characters only."""
+    """New tokens of a stream; ``text`` is the new text, complete characters only.
+
+    Text is made from when somebody follows the stream: the first chunk after that has what came before.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -94,6 +97,7 @@ class RequestHandle:
         self._chunks: queue.SimpleQueue[StreamChunk | None] = queue.SimpleQueue()
         self._listeners: list[Callable[[StreamChunk | None], object]] = []
         self._history: list[StreamChunk] = []
+        self.is_followed = False  # somebody wants text before the end
         self._lock = threading.Lock()
 
     def result(self, timeout: float | None = None) -> RequestOutput:
@@ -125,6 +129,7 @@ class RequestHandle:
 
     def __iter__(self) -> Iterator[StreamChunk]:
         """Chunks as they are committed; raises what ``result`` raises."""
+        self.is_followed = True
         while (chunk := self._chunks.get()) is not None:
             yield chunk
         self.future.result()
@@ -132,6 +137,7 @@ class RequestHandle:
     def listen(self, listener: Callable[[StreamChunk | None], object]) -> None:
         """Call ``listener`` with each chunk, those so far at once, then None; later from the engine's thread."""
         with self._lock:
+            self.is_followed = True
             for chunk in self._history:
                 listener(chunk)
             self._listeners.append(listener)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -109,6 +110,7 @@ def run_worker(
         beat()
         send_on_pipe(supervisor, WorkerReady(spec.name, spec.epoch, os.getpid()))
 
+    gc.freeze()  # what was inherited is never garbage; looking at it would copy its pages
     beat()
     try:
         main(ready, beat)

@@ -67,6 +67,7 @@ TICK_S = 0.25
 SHUTDOWN_S = 3.0
 DUMP_S = 0.3
 RESTART_WINDOW_S = 60.0
+SMALL_DRAFT = 1 << 20  # layers x hidden size squared; about 10 million weights in the layers
 
 
 @dataclass
@@ -121,6 +122,7 @@ class Supervisor:
         self.draft_spec = ModelSpec(config.draft, config.draft_shape)
         self.vocab_size = check_vocabularies(self.target_spec, self.draft_spec)
         self.dtype = _resolve_dtype(config, self.placement, load_config(self.target_spec))
+        self.draft_dtype = self._choose_draft_dtype()
         self.shared: list[SharedModel | None] = []
 
     # --- starting -------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ class Supervisor:
         for group in self.groups:
             self._start_verifier(group)
         if self.config.drafts_per_group and self.placement.target == "cpu":
-            model = load_model(self.draft_spec, self.dtype, "cpu")
+            model = load_model(self.draft_spec, self.draft_dtype, "cpu")
             check_shared_memory(sum(weight.nbytes for weight in model.parameters()))
             model.share_memory()
             for index, planned in enumerate(self.shared):
@@ -151,7 +153,13 @@ class Supervisor:
         if not self.config.drafts_per_group:
             return None
         config = load_config(self.draft_spec)
-        return SharedModel(config, layout_for(config, self.config.num_draft_slots, self.dtype))
+        return SharedModel(config, layout_for(config, self.config.num_draft_slots, self.draft_dtype))
+
+    def _choose_draft_dtype(self) -> torch.dtype:
+        """The target's dtype, but float32 for a small draft on a CPU: there the conversions of bfloat16 cost more."""
+        config = load_config(self.draft_spec).get_text_config(decoder=True)
+        is_small = config.num_hidden_layers * config.hidden_size**2 < SMALL_DRAFT
+        return torch.float32 if self.placement.target == "cpu" and is_small else self.dtype
 
     def _start_verifier(self, group: Group) -> None:
         spec = WorkerSpec(f"verifier-{group.index}", group.verifier_epoch, self._beat_index(group.index, None))
@@ -212,7 +220,7 @@ class Supervisor:
         owned: list[Any] = []  # exported GPU memory lives as long as this process
         if shared is not None and device != "cpu":
             draft_device = self.placement.drafts[0]
-            draft_model = load_model(self.draft_spec, self.dtype, draft_device)
+            draft_model = load_model(self.draft_spec, self.draft_dtype, draft_device)
             owned = [draft_model, allocate_on(shared.layout, draft_device)]
             torch.cuda.synchronize(draft_device)
             named = {
@@ -250,7 +258,7 @@ class Supervisor:
         welcome = server.welcome(self.config.ready_timeout_s, beat)
         model, arena = shared.model, shared.arena
         if welcome.tensors:
-            model, arena = _attach_model(shared.config, welcome.tensors, self.dtype)
+            model, arena = _attach_model(shared.config, welcome.tensors, self.draft_dtype)
         assert arena is not None
         drafter = TreeDrafter(PackedModel(model, arena, self.vocab_size), self.config.draft_top_m)
         ready()

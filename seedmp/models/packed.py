@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-GATHER_SLACK = 512  # columns; below that, masking unused slots is cheaper than gathering the used ones
+GATHER_SLACK = 64  # columns; below that, masking unused slots is cheaper than gathering the used ones
 
 
 class ArenaCache(Cache):
@@ -101,7 +101,7 @@ class PackedModel:
         self.positions[slot_array] = position_array
         used = np.flatnonzero(allowed.any(axis=0))
         num_columns = int(used[-1]) + 1
-        if num_columns > 2 * len(used) + GATHER_SLACK:
+        if num_columns > 1.25 * len(used) + GATHER_SLACK:
             allowed, column_positions = allowed[:, used], self.positions[used]
             self.cache.columns = torch.from_numpy(used).to(self.device)
         else:
