@@ -35,14 +35,14 @@ POLL_MS = 500
 class _Growing:
     """One task while its tree grows: nodes in level order, what each may attend to, its laws."""
 
-    def __init__(self, task: DraftTask, num_slots: int) -> None:
+    def __init__(self, task: DraftTask, num_columns: int) -> None:
         self.task = task
         self.noise = Noise(task.seed, task.stream)
         self.num_pending = len(task.pending_ids)
         self.root_position = len(task.context_slots) + self.num_pending - 1
-        visible = np.zeros(num_slots, dtype=bool)
+        visible = np.zeros(num_columns, dtype=bool)
         visible[task.context_slots] = True
-        self.allowed = np.broadcast_to(visible, (self.num_pending, num_slots)).copy()
+        self.allowed = np.broadcast_to(visible, (self.num_pending, num_columns)).copy()
         pending_slots = task.slots[: self.num_pending]
         self.allowed[:, pending_slots] = np.tri(self.num_pending, dtype=bool)
         self.root_visible = self.allowed[-1]
@@ -95,7 +95,8 @@ class TreeDrafter:
         ``on_context`` is called for tasks with ``announce`` once their pending tokens are in the arena.
         """
         started_ns, self.forward_before_ns = self.clock_ns(), self.packed.forward_ns
-        growing = [_Growing(task, self.packed.num_slots) for task in tasks]
+        num_columns = 1 + max(int(array.max(initial=0)) for task in tasks for array in (task.context_slots, task.slots))
+        growing = [_Growing(task, num_columns) for task in tasks]
         proposals: dict[int, Proposal] = {}
         num_levels = max(len(task.k_config) for task in tasks)
         for level in range(num_levels):
