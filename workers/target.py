@@ -175,6 +175,7 @@ class Verifier:
         self.branch_ids: dict[tuple[bytes, int], int] = {}
         self.next_branch_id = 0
         self.score_lengths: dict[int, np.ndarray] = {}
+        self.outbox: list[tuple[bytes, Any]] = []  # for engines; drafts are told first, they are waiting
         self.spans: deque[Span] = deque(maxlen=MAX_SPANS)
         self.overhead_ns = 0
         self.forward_ns = 0
@@ -203,6 +204,7 @@ class Verifier:
                 self._on_engine_message(peer, msg)
             orders = self.scheduler.decide(self.clock_ns())
             self._perform(orders)
+            self._send_outbox()
             timeout_ms = self._timeout_ms(orders)
             if ready or orders:
                 self.overhead_ns += self.clock_ns() - start_ns - (self.forward_ns - forward_before)
@@ -328,15 +330,21 @@ class Verifier:
                 case actions.SendDraftTask():
                     self._send_draft_task(order)
                 case actions.RunForward():
+                    self._send_outbox()
                     self._run_forward(order)
                 case actions.CommitTokens():
                     peer, request_id = self.owners[order.branch_id]
-                    self.engines.send(peer, Committed(request_id, order.token_ids))
+                    self.outbox.append((peer, Committed(request_id, order.token_ids)))
                 case actions.FinishBranch():
                     self._finish(order)
                 case actions.FailBranch():
                     peer, request_id = self._forget(order.branch_id)
-                    self.engines.send(peer, Failed(request_id, order.kind, order.text))
+                    self.outbox.append((peer, Failed(request_id, order.kind, order.text)))
+
+    def _send_outbox(self) -> None:
+        for peer, msg in self.outbox:
+            self.engines.send(peer, msg)
+        self.outbox.clear()
 
     def _send_draft_task(self, order: actions.SendDraftTask) -> None:
         epoch = self.scheduler.workers[order.worker_id]
@@ -361,7 +369,7 @@ class Verifier:
                 self.spans.append(Span("queue", -1, segment.branch_id, min(branch.ready_ns, start_ns), start_ns))
         for branch_id, logprobs in scores.items():
             peer, request_id = self.owners[branch_id]
-            self.engines.send(peer, Scored(request_id, logprobs))
+            self.outbox.append((peer, Scored(request_id, logprobs)))
         self._tell(events.ForwardFinished(end_ns - start_ns, tuple(outcomes)))
 
     def _forget(self, branch_id: int) -> tuple[bytes, int]:
@@ -372,13 +380,11 @@ class Verifier:
     def _finish(self, order: actions.FinishBranch) -> None:
         peer, request_id = self._forget(order.branch_id)
         c = order.counters
-        self.engines.send(
-            peer,
-            Finished(
-                request_id, order.reason, order.stop, c.rounds, c.drafted, c.accepted, c.queue_wait_ns,
-                c.first_token_ns, self.clock_ns(), c.target_prefill_tokens, c.draft_prefill_tokens,
-            ),
+        finished = Finished(
+            request_id, order.reason, order.stop, c.rounds, c.drafted, c.accepted, c.queue_wait_ns,
+            c.first_token_ns, self.clock_ns(), c.target_prefill_tokens, c.draft_prefill_tokens,
         )  # fmt: skip
+        self.outbox.append((peer, finished))
 
     def _stats(self, query: StatsQuery) -> StatsReply:
         scheduler = self.scheduler
