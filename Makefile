@@ -23,7 +23,7 @@ READY := $(VENV)/.installed
 SEEDMP = $(VENV)/bin/seedmp
 endif
 
-.PHONY: help demo test check test-all bench bench-smoke profile gpu-check wheel typings clean
+.PHONY: help demo test check test-all bench bench-smoke gpu-check wheel typings clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,9 +60,6 @@ bench: $(READY) ## tokens/s of every schedule at the 134M shape, into benchmarks
 bench-smoke: $(READY) ## the same benchmark in seconds: does it still run?
 	@mkdir -p build
 	$(PY) -m benchmarks.schedules --smoke --json build/bench-smoke.json $(ARGS)
-
-profile: $(READY) ## time and memory of each process while it generates
-	$(SEEDMP) profile $(ARGS)
 
 gpu-check: $(READY) ## on a GPU node: the tests marked gpu, then the 7B shape
 	$(PY) -m pytest -m gpu tests

@@ -171,10 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="GSM8K file in the published format; default: the project's own")
     parser.add_argument("--rows", help="rows of ours to run, besides serial-ar, serial-sd and fcfs-batch")
     parser.add_argument("--quick", action="store_true", help="2 repeats of 32 tokens")
+    parser.add_argument("--smoke", action="store_true", help="does it still run? a small shape in float32, seconds")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     if args.quick:
         args.repeats, args.max_tokens = 2, 32
+    if args.smoke:
+        args.repeats, args.max_tokens, args.shape, args.dtype, args.rows = 1, 12, "13m", "float32", ""
     try:
         return run(args)
     except SeedmpError as error:
