@@ -471,7 +471,7 @@ class _EngineThread:
                 self.dead = why
             self._wake()
         if self.thread.is_alive() and self.thread is not threading.current_thread():
-            self.thread.join()
+            self.thread.join(CLOSE_S)
 
     def _request_cancel(self, request_id: int) -> None:
         with self.lock:

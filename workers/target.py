@@ -174,7 +174,6 @@ class Verifier:
         self.owners: dict[int, tuple[bytes, int]] = {}  # branch_id -> (peer, request_id)
         self.branch_ids: dict[tuple[bytes, int], int] = {}
         self.next_branch_id = 0
-        self.score_lengths: dict[int, np.ndarray] = {}
         self.outbox: list[tuple[bytes, Any]] = []  # for engines; drafts are told first, they are waiting
         self.spans: deque[Span] = deque(maxlen=MAX_SPANS)
         self.overhead_ns = 0

@@ -58,9 +58,8 @@ class PackedModel:
         self.vocab_size = vocab_size
         self.device = arena.device
         self.dtype = arena.dtype
-        self.num_slots = arena.shape[2]
         self.forward_ns = 0  # spent in the model, for the overhead figure
-        self.positions = np.zeros(self.num_slots, dtype=np.int64)
+        self.positions = np.zeros(arena.shape[2], dtype=np.int64)
         config = model.config.get_text_config(decoder=True)
         self.window = getattr(config, "sliding_window", None)
         if getattr(config, "use_sliding_window", True) is False:

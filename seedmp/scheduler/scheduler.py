@@ -446,7 +446,7 @@ class Scheduler:
                 continue
             if not self.workers:
                 break
-            self._count_shared("shared_draft_tokens", self._share(self.draft_slots, branch.draft_path, branch.tokens))
+            self.counters["shared_draft_tokens"] += self._share(self.draft_slots, branch.draft_path, branch.tokens)
             if self._worth_waiting(branch):
                 continue
             task = self._lend(branch, k_config, now_ns)
@@ -599,7 +599,7 @@ class Scheduler:
     def _plan_branch(self, branch: Branch, budget: int, now_ns: int) -> Segment | None:
         """Lease and register slots for one branch's rows; None when there is nothing to run."""
         path = branch.target_path
-        self._count_shared("shared_target_tokens", self._share(self.target_slots, path, branch.tokens))
+        self.counters["shared_target_tokens"] += self._share(self.target_slots, path, branch.tokens)
         start, num_uncached = len(path), len(branch.tokens) - len(path)
         verify = branch.state is BranchState.PROPOSED and (num_uncached == 1 or num_uncached <= budget)
         end = len(branch.tokens) if verify else min(len(branch.tokens) - 1, start + max(budget, 1))
@@ -632,9 +632,6 @@ class Scheduler:
                 branch.preempted_ns = now_ns  # behind those that wait, or two could preempt each other for ever
                 return branch.branch_id
         return None
-
-    def _count_shared(self, name: str, num: int) -> None:
-        self.counters[name] += num
 
     # --- state ----------------------------------------------------------------------------------
 
