@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "AsyncEngine": "seedmp.async_engine",
-    "Branch": "seedmp.engine",
+    "Branch": "seedmp.branch",
     "Engine": "seedmp.engine",
     "EngineConfig": "seedmp.config",
     "RequestHandle": "seedmp.request",
@@ -28,8 +28,8 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from seedmp.async_engine import AsyncEngine as AsyncEngine
+    from seedmp.branch import Branch as Branch
     from seedmp.config import EngineConfig as EngineConfig
-    from seedmp.engine import Branch as Branch
     from seedmp.engine import Engine as Engine
     from seedmp.request import RequestHandle as RequestHandle
     from seedmp.request import RequestOutput as RequestOutput

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from seedmp.engine import Engine, Prompt, as_list
@@ -36,12 +37,19 @@ class AsyncEngine:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
     ) -> list[RequestOutput]:
         """As ``Engine.generate``; cancelling the task cancels the requests."""
-        handles = [handle for prompt in as_list(prompts) for handle in self.engine.submit_all(prompt, params)]
+        params = params or SamplingParams()
+        drawn = params if params.best_of is None else replace(params, n=params.best_of, best_of=None)
+        handles = [handle for prompt in as_list(prompts) for handle in self.engine.submit_all(prompt, drawn)]
         try:
-            return list(await asyncio.gather(*(asyncio.wrap_future(handle.future) for handle in handles)))
+            outputs = list(await asyncio.gather(*(asyncio.wrap_future(handle.future) for handle in handles)))
         finally:
             for handle in handles:
                 handle.cancel()
+        if params.best_of is None:
+            return outputs
+        groups = [outputs[i : i + params.best_of] for i in range(0, len(outputs), params.best_of)]
+        best = [await asyncio.to_thread(self.engine.likeliest, group, params.n) for group in groups]
+        return [out for group in best for out in group]
 
     async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[StreamChunk]:
         """As ``Engine.stream``."""

@@ -12,9 +12,14 @@ def tokens_per_s(kept_tokens: int, wall_s: float) -> float:
     return kept_tokens / wall_s if wall_s > 0 else 0.0
 
 
+def share(part: float, whole: float) -> float:
+    """Part ÷ whole; 0 of nothing."""
+    return part / whole if whole else 0.0
+
+
 def acceptance_rate(accepted: int, drafted: int) -> float:
     """Accepted ÷ drafted, where a round drafts as many tokens as its tree is deep."""
-    return accepted / drafted if drafted else 0.0
+    return share(accepted, drafted)
 
 
 def mean_accepted_len(accepted: int, rounds: int) -> float:

@@ -61,6 +61,7 @@ class RequestOutput:
         seed: repeats this very text with the same models and parameters.
         index: which of ``SamplingParams.n``.
         metrics: of this continuation.
+        logprob: summed log-probability of ``token_ids`` (nats, temperature 1), if it was asked for.
     """
 
     prompt: str | None
@@ -71,6 +72,7 @@ class RequestOutput:
     seed: int
     index: int
     metrics: RequestMetrics
+    logprob: float | None = None
 
 
 @dataclass(frozen=True)

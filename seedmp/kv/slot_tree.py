@@ -6,14 +6,14 @@ Nothing is ever copied: rolling back frees slots.
 
 A slot is in one of four states: free; leased (being written, unknown to others); registered and
 held (a branch's tail or an ancestor of one); registered and idle (a cached prefix that is evicted,
-least recently used first, when room is needed).
+least recently used first, when room is needed). Idle prefixes that somebody keeps are evicted last.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from seedmp.errors import InvariantError, OutOfSlotsError
 
@@ -25,7 +25,8 @@ class SlotTree:
 
     Invariants:
         each slot has exactly one state; ``refs`` of a registered slot is the number of holders
-        whose tail it is plus its registered children; a slot is idle iff its refs are 0.
+        whose tail it is plus its registered children; a slot is idle iff its refs are 0; every
+        keeper has one registered slot.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -36,13 +37,21 @@ class SlotTree:
         self._token = [0] * num_slots
         self._refs = [0] * num_slots
         self._child: dict[tuple[int, int], int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._kept_idle: OrderedDict[int, None] = OrderedDict()  # the same, but somebody keeps them
+        self._keepers: dict[int, set[Hashable]] = {}  # slot -> who keeps it
+        self._kept_slot: dict[Hashable, int] = {}  # the inverse
         self.num_evicted = 0
 
     @property
     def num_free(self) -> int:
         """Slots that nobody has."""
         return len(self._free)
+
+    @property
+    def num_kept(self) -> int:
+        """Keepers that have a slot."""
+        return len(self._kept_slot)
 
     @property
     def num_leased(self) -> int:
@@ -71,8 +80,8 @@ class SlotTree:
         Raises:
             OutOfSlotsError: not enough; nothing was taken (idle prefixes may be gone).
         """
-        while len(self._free) < num and self._idle:
-            self._evict(next(iter(self._idle)))
+        while len(self._free) < num and (self._idle or self._kept_idle):
+            self._evict(next(iter(self._idle or self._kept_idle)))
         if len(self._free) < num:
             raise OutOfSlotsError(num, len(self._free))
         slots = [heapq.heappop(self._free) for _ in range(num)]
@@ -108,6 +117,7 @@ class SlotTree:
         """Keep ``slot`` and its ancestors until ``release``."""
         self._refs[slot] += 1
         self._idle.pop(slot, None)
+        self._kept_idle.pop(slot, None)
 
     def release(self, slot: int) -> None:
         """Undo one ``hold``; what nobody holds stays as a cached prefix until room is needed."""
@@ -115,23 +125,61 @@ class SlotTree:
             raise InvariantError(f"slot {slot} released more often than held")
         self._refs[slot] -= 1
         if self._refs[slot] == 0:
-            self._idle[slot] = None
+            self._lru_of(slot)[slot] = None
+
+    def keep(self, keeper: Hashable, slot: int) -> None:
+        """Evict ``slot`` and its ancestors only when nothing else is left; a keeper has one slot at a time.
+
+        When a kept slot is evicted after all, its parent is kept instead.
+        """
+        self._forget_keeper(keeper)
+        self._kept_slot[keeper] = slot
+        self._keepers.setdefault(slot, set()).add(keeper)
+        if self._idle.pop(slot, NO_SLOT) is None:
+            self._kept_idle[slot] = None
+
+    def drop_keeper(self, keeper: Hashable, *, free: bool) -> None:
+        """Undo ``keep``; with ``free``, slots of the path that nobody holds or keeps are freed at once."""
+        slot = self._forget_keeper(keeper)
+        while free and slot != NO_SLOT and slot in self._idle:
+            parent = self._parent[slot]
+            self._evict(slot)
+            slot = parent
 
     def clear(self) -> None:
-        """Forget every idle prefix."""
-        while self._idle:
-            self._evict(next(iter(self._idle)))
+        """Forget every idle prefix, kept or not."""
+        while self._idle or self._kept_idle:
+            self._evict(next(iter(self._idle or self._kept_idle)))
+
+    def _lru_of(self, slot: int) -> OrderedDict[int, None]:
+        return self._kept_idle if slot in self._keepers else self._idle
+
+    def _forget_keeper(self, keeper: Hashable) -> int:
+        """Take away what a keeper keeps; its slot, or NO_SLOT."""
+        slot = self._kept_slot.pop(keeper, NO_SLOT)
+        if slot != NO_SLOT:
+            self._keepers[slot].discard(keeper)
+            if not self._keepers[slot]:
+                del self._keepers[slot]
+                if self._kept_idle.pop(slot, NO_SLOT) is None:
+                    self._idle[slot] = None
+        return slot
 
     def _evict(self, slot: int) -> None:
-        del self._idle[slot]
+        del self._lru_of(slot)[slot]
         parent = self._parent[slot]
         del self._child[parent, self._token[slot]]
         heapq.heappush(self._free, slot)
         self.num_evicted += 1
+        for keeper in self._keepers.pop(slot, ()):
+            del self._kept_slot[keeper]
+            if parent != NO_SLOT:
+                self._kept_slot[keeper] = parent
+                self._keepers.setdefault(parent, set()).add(keeper)
         if parent != NO_SLOT:
             self.release(parent)
             if self._refs[parent] == 0:
-                self._idle.move_to_end(parent, last=False)
+                self._lru_of(parent).move_to_end(parent, last=False)
 
     def validate(self) -> None:
         """Check every invariant.
@@ -154,5 +202,10 @@ class SlotTree:
             if parent != NO_SLOT:
                 children[parent] += 1
         for slot in registered:
-            if self._refs[slot] < children[slot] or (self._refs[slot] == 0) != (slot in self._idle):
+            if self._refs[slot] < children[slot] or (self._refs[slot] == 0) != (slot in self._lru_of(slot)):
                 raise InvariantError(f"slot {slot}: refs {self._refs[slot]}, children {children[slot]}")
+        if len(self._idle.keys() | self._kept_idle.keys()) != sum(self._refs[slot] == 0 for slot in registered):
+            raise InvariantError("an idle list names slots that are not idle")
+        kept = {keeper: slot for slot, keepers in self._keepers.items() for keeper in keepers}
+        if kept != self._kept_slot or not set(self._keepers) <= registered:
+            raise InvariantError("a keeper's slot is not registered, or is not its own")

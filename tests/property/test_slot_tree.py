@@ -73,6 +73,15 @@ class SlotTreeMachine(RuleBasedStateMachine):
             self.tree.release(tail)
             self.paths[tail].pop()
 
+    @rule(keeper=st.integers(0, 4), tail=held)
+    def keep(self, keeper: int, tail: int) -> None:
+        if tail != NO_SLOT:
+            self.tree.keep(keeper, tail)
+
+    @rule(keeper=st.integers(0, 4), free=st.booleans())
+    def drop_keeper(self, keeper: int, free: bool) -> None:
+        self.tree.drop_keeper(keeper, free=free)
+
     @rule()
     def clear(self) -> None:
         self.tree.clear()
@@ -109,6 +118,44 @@ def test_the_least_recently_used_prefix_goes_first() -> None:
     assert tree.lease(1) == [slots[1]]
     assert tree.find_path([1]) == [] and tree.find_path([0]) == [slots[0]]
     assert tree.num_evicted == 1
+
+
+def registered_chain(tree: SlotTree, *token_ids: int) -> list[int]:
+    """A cached prefix that nobody holds."""
+    path: list[int] = []
+    for token_id in token_ids:
+        path.append(tree.register(path[-1] if path else NO_SLOT, token_id, tree.lease(1)[0]))
+    return path
+
+
+def test_what_is_kept_is_evicted_last_and_then_from_its_end() -> None:
+    tree = SlotTree(4)
+    kept = registered_chain(tree, 1, 2)
+    tree.keep("branch", kept[-1])
+    other = registered_chain(tree, 7, 8)  # used later, kept by nobody
+    tree.lease(2)
+    assert tree.find_path([7, 8]) == [] and tree.find_path([1, 2]) == kept, other
+    tree.lease(1)
+    assert tree.find_path([1, 2]) == kept[:1] and tree.num_kept == 1
+    tree.validate()
+    tree.lease(1)
+    assert tree.num_kept == 0
+    tree.validate()
+
+
+def test_a_keeper_that_goes_frees_what_nobody_else_has() -> None:
+    tree = SlotTree(8)
+    prompt = registered_chain(tree, 1, 2)
+    left, right = registered_chain(tree, 1, 2, 3, 4)[-1], registered_chain(tree, 1, 2, 5)[-1]
+    tree.keep("prompt", prompt[-1])
+    tree.keep("left", left)
+    tree.hold(right)
+    tree.drop_keeper("left", free=True)
+    assert tree.find_path([1, 2, 3]) == prompt, "both of its own slots are free"
+    tree.drop_keeper("prompt", free=True)
+    assert tree.find_path([1, 2, 5]) == [*prompt, right], "somebody still has the prompt"
+    tree.drop_keeper("nobody", free=True)
+    tree.validate()
 
 
 def test_mistakes_of_callers_are_noticed() -> None:

@@ -1,0 +1,136 @@
+"""A branch of a reasoning tree: a committed token path of an engine, to be continued, forked and scored."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seedmp.errors import RejectedError
+from seedmp.request import RequestOutput
+from seedmp.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from seedmp.engine import Engine
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """Log-probabilities of one continuation.
+
+    Args:
+        text: as given.
+        token_ids: of the text.
+        logprobs: [tokens] float32, nats at temperature 1.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """Sum over the tokens."""
+        return float(self.logprobs.sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean over the tokens: comparable between texts of different length."""
+        return float(self.logprobs.mean())
+
+
+class Branch:
+    """A committed token path whose KV stays in the arenas, in the target's and in the drafts'.
+
+    A branch never changes: ``extend``, ``append`` and ``fork`` make new ones, which share its KV. It holds
+    token ids only and the KV is found by them, so it outlives the crash of any worker. Cached prefixes that
+    no open branch needs are evicted before those of branches; when even that is not enough, KV of branches
+    goes too, and is computed again when it is needed. A context manager.
+
+    Attributes:
+        token_ids: prompt and everything generated on the way.
+        text: what the last step added; the prompt at the root.
+        output: of the continuation that made this branch; None for a prompt or an appended text.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        token_ids: tuple[int, ...],
+        text: str,
+        output: RequestOutput | None = None,
+        branch_id: int | None = None,
+    ) -> None:
+        self.engine = engine
+        self.token_ids = token_ids
+        self.text = text
+        self.output = output
+        self.branch_id = engine.new_branch_id() if branch_id is None else branch_id
+        self.closed = False
+        weakref.finalize(self, engine.drop_branch, self.branch_id).atexit = False
+
+    def extend(self, params: SamplingParams | None = None, *, timeout: float | None = None) -> Branch:
+        """Continue once: ``fork(1)``."""
+        return self.fork(1, params, timeout=timeout)[0]
+
+    def append(self, text: str) -> Branch:
+        """A branch with given text added; computed together with what follows it."""
+        self._check_open()
+        return Branch(self.engine, self.token_ids + self.engine.encode(text), text)
+
+    def fork(self, n: int, params: SamplingParams | None = None, *, timeout: float | None = None) -> list[Branch]:
+        """Continue ``n`` times; each child is a branch of its own, which ends where its text ends.
+
+        A stop string or EOS is not part of it, so that ``append`` and ``fork`` go on from the text.
+
+        Args:
+            timeout: seconds for all of them; what is not finished then is cancelled.
+
+        Raises:
+            RejectedError: the branch was closed, or cannot be continued so.
+            RequestTimeoutError: not all finished in time.
+        """
+        self._check_open()
+        engine = self.engine
+        params = replace(params or SamplingParams(), n=n)
+        ids = [engine.new_branch_id() for _ in range(n)]
+        handles = engine.submit_all(self.token_ids, params, branch=self.branch_id, children=ids)
+        outputs = engine.wait_for(handles, timeout)
+        return [
+            Branch(engine, self.token_ids + engine.tokens_of_text(out), out.text, out, branch_id)
+            for out, branch_id in zip(outputs, ids, strict=True)
+        ]
+
+    def score(self, texts: Iterable[str], *, timeout: float | None = None) -> list[float]:
+        """Summed log-probability (nats, temperature 1) of each text as a continuation, in one packed forward."""
+        return [scored.total for scored in self.score_tokens(texts, timeout=timeout)]
+
+    def score_tokens(self, texts: Iterable[str], *, timeout: float | None = None) -> list[ScoredText]:
+        """``score`` with the log-probability of every token."""
+        self._check_open()
+        texts = list(texts)
+        ids = [self.engine.encode(text) for text in texts]
+        rows = self.engine.score_ids(self.token_ids, ids, timeout=timeout, branch=self.branch_id)
+        return [ScoredText(*parts) for parts in zip(texts, ids, rows, strict=True)]
+
+    def close(self) -> None:
+        """Free the KV that no other branch, request or child uses; the branch cannot be used any more.
+
+        Its children stay as they are. A branch that is only forgotten leaves its KV as a cached prefix.
+        """
+        if not self.closed:
+            self.closed = True
+            self.engine.drop_branch(self.branch_id, free=True)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RejectedError("the branch was closed")
+
+    def __enter__(self) -> Branch:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
