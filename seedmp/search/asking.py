@@ -1,0 +1,94 @@
+"""From a task's question to the engine: prompts become token ids that share their parents' KV."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from seedmp.engine import Engine
+from seedmp.errors import RejectedError
+from seedmp.request import RequestHandle, RequestOutput
+from seedmp.sampling import MAX_SEED, SamplingParams
+from seedmp.search.task import Ask, Chat, Prompt
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed that is a function of its parts alone."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & MAX_SEED
+
+
+class Asker:
+    """Asks an engine on behalf of one search; remembers the tokens of what was generated.
+
+    A prompt that goes on from a generated text uses that text's own tokens, not those of a fresh
+    encoding, so that its KV is found in the arenas.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._known: dict[str, tuple[str, tuple[int, ...]]] = {}  # thought_id -> text so far, its ids
+
+    def encode(self, prompt: Prompt, path_ids: Sequence[str] = ()) -> tuple[int, ...]:
+        """Token ids of a prompt; ``path_ids`` are the thoughts that it may go on from.
+
+        Raises:
+            RejectedError: a conversation for a model without a chat template.
+        """
+        if isinstance(prompt, Chat):
+            return self._encode_chat(prompt)
+        for thought_id in reversed(path_ids):
+            text, ids = self._known.get(thought_id, ("", ()))
+            if text and prompt.startswith(text):
+                rest = prompt[len(text) :]
+                return ids + self.engine.encode(rest) if rest else ids
+        return self.engine.encode(prompt, special=True)
+
+    def _encode_chat(self, prompt: Chat) -> tuple[int, ...]:
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+            raise RejectedError(f"the target {self.engine.config.target!r} has no chat template")
+        messages = [{"role": role, "content": content} for role, content in prompt.messages]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return tuple(ids) + (self.engine.encode(prompt.answer_prefix) if prompt.answer_prefix else ())
+
+    def remember(self, thought_id: str, prompt: Prompt, output: RequestOutput) -> None:
+        """Later prompts of this thought's descendants may go on from its text."""
+        if isinstance(prompt, str):
+            ids = output.prompt_token_ids + self.engine.tokens_of_text(output)
+            self._known[thought_id] = prompt + output.text, ids
+
+    def start(
+        self, ask: Ask, n: int, temperature: float, seed: int, path_ids: Sequence[str] = ()
+    ) -> list[RequestHandle]:
+        """Start ``n`` answers to one question, which share its KV."""
+        params = SamplingParams(
+            temperature=temperature, max_tokens=ask.max_tokens, stop=ask.stop, seed=seed, n=n,
+            regex=ask.regex, choices=ask.choices,
+        )  # fmt: skip
+        return self.engine.submit_all(self.encode(ask.prompt, path_ids), params)
+
+    async def answers(
+        self, ask: Ask, n: int, temperature: float, seed: int, path_ids: Sequence[str] = ()
+    ) -> list[RequestOutput]:
+        """``n`` answers; cancelling the coroutine cancels them."""
+        handles = self.start(ask, n, temperature, seed, path_ids)
+        return list(await asyncio.gather(*(finished(handle) for handle in handles)))
+
+    async def log_probs(self, ask: Ask, texts: Sequence[str], path_ids: Sequence[str] = ()) -> tuple[np.ndarray, int]:
+        """[texts] summed log-probabilities (nats) of answers to a question, and how many tokens they have."""
+        ids = [self.engine.encode(text) for text in texts]
+        rows = await asyncio.wrap_future(self.engine.submit_score(self.encode(ask.prompt, path_ids), ids))
+        return np.array([row.sum() for row in rows]), sum(map(len, ids))
+
+
+async def finished(handle: RequestHandle) -> RequestOutput:
+    """The output of a running request; cancelling the coroutine cancels the request."""
+    try:
+        return await asyncio.shield(asyncio.wrap_future(handle.future))
+    except asyncio.CancelledError:
+        handle.cancel()
+        raise
