@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product
@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from seedmp.errors import ConfigError
-from seedmp.tasks.jsonl import FieldError, read_problems, text_field
+from seedmp.search.task import Ask, Defaults, Parsed, Task
+from seedmp.search.thought_tree import Thought
+from seedmp.tasks.chat import conversation, plain_lines, read_label
+from seedmp.tasks.jsonl import FieldError, check_limit, read_problems, text_field
 
 COLOURS = ("red", "blue", "orange", "yellow", "white")  # a problem of n blocks has the first n
 MIN_BLOCKS = 3
 DEFAULT_NUM_PROBLEMS = 8
+MANY_STEPS = 10  # what "many" counts as, and "Steps left" knows no more
+MAX_PATH_WORDS = 310  # of a prompt; where a path gets longer, its last state begins a new one, as in training
 
 _FACT = re.compile(
     r"the (?:hand is (?P<hand>empty)"
@@ -29,6 +34,12 @@ _FACT = re.compile(
     r"|(?P<table>\w+) block is on the table"
     r"|(?P<upper>\w+) block is on top of the (?P<lower>\w+) block)"
 )
+_ACTION = re.compile(
+    r"(?:pick up|put down) the \w+ block"
+    r"|stack the \w+ block on top of the \w+ block"
+    r"|unstack the \w+ block from on top of the \w+ block"
+)
+_ACTION_LINE = re.compile(r"^Action: (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -179,8 +190,7 @@ def load_blocksworld(path: Path | None = None, limit: int | None = None) -> list
     """
     if path is not None:
         return read_problems(path, "Blocksworld", limit, _parse)
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit}: must be a whole number >= 1, or None for all problems")
+    check_limit(limit)
     return generate_blocksworld(DEFAULT_NUM_PROBLEMS if limit is None else limit)
 
 
@@ -223,6 +233,188 @@ def shortest_plan_len(init: State, goal_text: str) -> int | None:
         level = list(reached)
         num_steps += 1
     return None
+
+
+class Blocksworld(Task[BlocksworldProblem]):
+    """For the bundled pair: a thought is a line of thinking, an action and the state after it, three lines.
+
+    The search goes by the states that the model writes; that they follow from the actions, and that the
+    actions are legal, is for ``is_correct``.
+
+    Args:
+        depth: actions of a plan at most.
+
+    Raises:
+        ConfigError: the depth is below 1.
+    """
+
+    name = "blocksworld"
+    value_labels: Mapping[str, float] = {f" {steps}": -float(steps) for steps in range(MANY_STEPS)} | {
+        " many": -float(MANY_STEPS)
+    }
+    defaults = Defaults(num_thoughts=4, temperature=0.8, evaluate="score", beam=3)
+
+    def __init__(self, depth: int = 7) -> None:
+        if depth < 1:
+            raise ConfigError(f"depth={depth}: must be a whole number >= 1")
+        self.depth = depth
+
+    def load(self, path: Path | None = None, limit: int | None = None) -> list[BlocksworldProblem]:
+        return load_blocksworld(path, limit)
+
+    def describe(self, problem: BlocksworldProblem) -> str:
+        return f"Goal: {problem.goal_text}\nState: {problem.init_text}"
+
+    def root_state(self, problem: BlocksworldProblem) -> str:
+        return parse_state(problem.init_text).text()
+
+    def thought_ask(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> Ask:
+        # The first words of the line after a state end it: two tokens that are thrown away.
+        stop = ("\nThink", "\nSteps left", "\nDone")
+        return Ask(_path_prompt(problem, path), max_tokens=128, stop=stop)
+
+    def read_thought(self, problem: BlocksworldProblem, path: Sequence[Thought], text: str) -> Parsed | None:
+        lines = text.split("\n")[:3]
+        if len(lines) < 3 or not lines[0].strip():
+            return None
+        if not lines[1].startswith("Action: ") or not lines[2].startswith("State: "):
+            return None
+        return self._parsed(problem, lines[1].removeprefix("Action: "), lines[2].removeprefix("State: "), lines[0])
+
+    def value_ask(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> Ask:
+        """Steps left from the last state, whatever led to it."""
+        state_text = path[-1].state if path else problem.init_text
+        prompt = evaluation_prompt(problem.goal_text, state_text)
+        return Ask(prompt, max_tokens=2, choices=tuple(self.value_labels))
+
+    def answer(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> str:
+        """The plan, an action a line."""
+        return "\n".join(plan_of(path))
+
+    def is_correct(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> bool:
+        """Whether the plan, executed from the initial state, is legal and reaches the goal."""
+        return is_plan(problem, plan_of(path))
+
+    def score(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> dict[str, Any]:
+        """``num_actions`` of the plan, ``num_steps`` of the shortest one when that is known."""
+        return {"num_actions": len(path), "num_steps": problem.num_steps}
+
+    def _parsed(self, problem: BlocksworldProblem, action: str, state_text: str, think: str | None) -> Parsed | None:
+        """A thought of these parts; None when they are no action and no state."""
+        if not _ACTION.fullmatch(action):
+            return None
+        try:
+            state = parse_state(state_text)
+        except ConfigError:
+            return None
+        lines = ([] if think is None else [think]) + [f"Action: {action}", f"State: {state_text}"]
+        return Parsed("\n".join(lines), state.text(), state.reaches(problem.goal_text))
+
+
+_RULES = """You move blocks with one hand.
+- "pick up the red block": the hand is empty, the block is clear and on the table.
+- "unstack the red block from on top of the blue block": the hand is empty, the red block is clear.
+- "put down the red block": the hand is holding it.
+- "stack the red block on top of the blue block": the hand is holding the red block, the blue block is clear.
+A block is clear when no block is on top of it and the hand is not holding it.
+Answer with two lines, an action and the state after it, as in the example.
+
+Goal: the red block is on top of the blue block
+State: the red block is clear, the blue block is clear, the hand is empty, the red block is on the table and the \
+blue block is on the table
+
+Action: pick up the red block
+State: the blue block is clear, the hand is holding the red block and the blue block is on the table
+
+Action: stack the red block on top of the blue block
+State: the red block is clear, the hand is empty, the red block is on top of the blue block and the blue block is on \
+the table
+
+Now your task:
+"""
+_FIRST, _NEXT = "What is the first action, and the state after it?", "What is the next action, and the state after it?"
+_JUDGE = """Is the last action allowed by the rules, is the state after it right, and does it bring the goal nearer? \
+Answer with one word, good or bad."""
+
+
+class BlocksworldChat(Blocksworld):
+    """For chat models: actions and states as turns of one conversation; labels as in llm-reasoners."""
+
+    value_labels: Mapping[str, float] = {" good": 1.0, " bad": 0.0}
+
+    def thought_ask(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> Ask:
+        prompt = conversation(*self._turns(problem, path, _NEXT if path else _FIRST), answer_prefix="Action:")
+        return Ask(prompt, max_tokens=224, stop=("\n\n", "\nAction"), regex=thought_regex(problem))
+
+    def read_thought(self, problem: BlocksworldProblem, path: Sequence[Thought], text: str) -> Parsed | None:
+        """The first two lines, whatever stands around them."""
+        lines = [line.lower() for line in plain_lines(text, "action", "next action", "first action", "state", "step")]
+        if len(lines) < 2:
+            return None
+        return self._parsed(problem, lines[0], lines[1], None)
+
+    def value_ask(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> Ask:
+        prompt = conversation(*self._turns(problem, path, _JUDGE), answer_prefix="Evaluation:")
+        return Ask(prompt, max_tokens=4, stop=("\n",), choices=tuple(self.value_labels))
+
+    def read_value(self, text: str) -> float | None:
+        return read_label(text, self.value_labels, "evaluation")
+
+    def _turns(self, problem: BlocksworldProblem, path: Sequence[Thought], request: str) -> list[str]:
+        """The conversation so far, so that a path extends its parent's; ``request`` ends it."""
+        turns = [f"{_RULES}{self.describe(problem)}\n{_FIRST}"]
+        for thought in path:
+            turns += [thought.text, _NEXT]
+        if path:
+            turns[-1] = request
+        return turns
+
+
+def thought_regex(problem: BlocksworldProblem) -> str:
+    """A regular expression of what may follow ``Action:``: any action and as many facts as a state can have."""
+    blocks = sorted(set(re.findall(r"(\w+) block", problem.init_text)))
+    num = len(blocks)
+    block = f"the ({'|'.join(blocks)}) block"
+    action = (
+        f"(pick up {block}|put down {block}|stack {block} on top of {block}|unstack {block} from on top of {block})"
+    )
+    fact = f"({block} is (clear|on the table|on top of {block})|the hand is (empty|holding {block}))"
+    return f" {action}\nState: {fact}(, {fact}){{{num - 1},{2 * num - 1}}} and {fact}"
+
+
+def plan_of(path: Sequence[Thought]) -> list[str]:
+    """The actions that thoughts say; an empty string where one says none."""
+    return [found[1] if (found := _ACTION_LINE.search(thought.text)) else "" for thought in path]
+
+
+def is_plan(problem: BlocksworldProblem, actions: Sequence[str]) -> bool:
+    """Whether actions, executed one by one, are all legal and the goal holds after the last."""
+    state = parse_state(problem.init_text)
+    for action in actions:
+        after = state.after(action)
+        if after is None:
+            return False
+        state = after
+    return state.reaches(problem.goal_text)
+
+
+def _path_prompt(problem: BlocksworldProblem, path: Sequence[Thought]) -> str:
+    """The path as one document; where it would get longer than the pair was trained on, a new one begins."""
+    prompt = thought_prompt(problem.goal_text, problem.init_text)
+    num_words = _num_words(problem.goal_text, problem.init_text)
+    for thought in path:
+        num_words += _num_words(thought.text)
+        if num_words < MAX_PATH_WORDS:
+            prompt += f"{thought.text}\nThink:"
+        else:
+            prompt = thought_prompt(problem.goal_text, thought.state)
+            num_words = _num_words(problem.goal_text, thought.state)
+    return prompt
+
+
+def _num_words(*texts: str) -> int:
+    """About the tokens of a state or a thought: words, and what stands between them."""
+    return len(" ".join(texts).split()) + 12
 
 
 def _make_problem(

@@ -1,16 +1,29 @@
-"""GSM8K: grade-school word problems, in the published format or from the few that are shipped."""
+"""GSM8K: grade-school word problems, in the published format or from the few that are shipped.
+
+For the bundled pair a thought is a line of the worked solution; for chat models a sub-question and its
+answer. Both end with ``#### `` and the number.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seedmp.errors import ConfigError
+from seedmp.search.task import Ask, Defaults, Parsed, Task
+from seedmp.search.thought_tree import Thought
+from seedmp.tasks.chat import conversation, plain_lines, read_label
 from seedmp.tasks.jsonl import FieldError, read_problems, text_field
 
 EXAMPLES = Path(__file__).resolve().parent / "gsm8k_examples.jsonl"
-_FINAL = re.compile(r"####\s*\$?\s*(-?\d[\d,]*)")
+_NUMBER = r"\$?\s*(-?\d[\d,]*(?:\.\d+)?)"
+_FINAL = re.compile(rf"####\s*{_NUMBER}")
+_UNIT = r"(?: [A-Za-z][A-Za-z ]*)?"  # "62 dollars" is a number, "36 - 5 = 31" is a calculation
+_LOOSE_FINAL = re.compile(rf"(?:####\s*|(?:the )?(?:final )?answer(?: is|:)\s*){_NUMBER}{_UNIT}", re.IGNORECASE)
+_ONLY_NUMBER = re.compile(rf"{_NUMBER}{_UNIT}")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -53,9 +66,126 @@ def load_gsm8k(path: Path | None = None, limit: int | None = None) -> list[Gsm8k
 
 
 def final_number(text: str) -> int | None:
-    """The number after the last ``####``, or None."""
+    """The number after the last ``####``, or None; 12.0 is whole, 12.5 is none of GSM8K's answers."""
     found = _FINAL.findall(text)
-    return int(found[-1].replace(",", "")) if found else None
+    if not found:
+        return None
+    whole, _, decimals = found[-1].replace(",", "").partition(".")
+    return None if decimals.strip("0") else int(whole)
+
+
+class Gsm8k(Task[Gsm8kProblem]):
+    """For the bundled pair: a thought is a line, the last one all that is left of the solution.
+
+    Solutions that agree speak for each other (self-consistency); equal lines are therefore not merged.
+
+    Args:
+        depth: thoughts of a path at most.
+
+    Raises:
+        ConfigError: the depth is below 1.
+    """
+
+    name = "gsm8k"
+    defaults = Defaults(num_thoughts=3, temperature=0.7, evaluate="self-consistency", beam=3, stop_at_solution=False)
+
+    def __init__(self, depth: int = 4) -> None:
+        if depth < 1:
+            raise ConfigError(f"depth={depth}: must be a whole number >= 1")
+        self.depth = depth
+
+    def load(self, path: Path | None = None, limit: int | None = None) -> list[Gsm8kProblem]:
+        return load_gsm8k(path, limit)
+
+    def describe(self, problem: Gsm8kProblem) -> str:
+        return problem.question
+
+    def thought_ask(self, problem: Gsm8kProblem, path: Sequence[Thought]) -> Ask:
+        prompt = problem.prompt + "".join(f"{thought.text}\n" for thought in path)
+        if self._is_last(path):
+            return Ask(prompt, max_tokens=200, stop=("\n\n", "\nQuestion:"))
+        return Ask(prompt, max_tokens=96, stop=("\n",))
+
+    def read_thought(self, problem: Gsm8kProblem, path: Sequence[Thought], text: str) -> Parsed | None:
+        lines = text.rstrip().split("\n")
+        lines = lines if self._is_last(path) else lines[:1]
+        ends = [number for number, line in enumerate(lines, 1) if _FINAL.search(line)]
+        kept = "\n".join(lines[: ends[0]] if ends else lines)
+        return Parsed(kept, None, bool(ends)) if kept.strip() else None
+
+    def answer(self, problem: Gsm8kProblem, path: Sequence[Thought]) -> str:
+        """The final number; empty when there is none."""
+        found = _FINAL.findall(path[-1].text) if path else []
+        number = final_number(path[-1].text) if path else None
+        return str(number) if number is not None else found[-1] if found else ""
+
+    def is_correct(self, problem: Gsm8kProblem, path: Sequence[Thought]) -> bool:
+        return bool(path) and problem.is_solved_by(path[-1].text)
+
+    def score(self, problem: Gsm8kProblem, path: Sequence[Thought]) -> dict[str, Any]:
+        return {"gold": problem.gold}
+
+    def _is_last(self, path: Sequence[Thought]) -> bool:
+        return len(path) + 1 >= self.depth
+
+
+_OPENING = """Solve a word problem step by step. Each step is one line: a small question, and its answer with the \
+calculation. When the number that was asked for is known, write #### and the number instead.
+
+Problem: Ann has 3 boxes of 12 eggs. She breaks 5 eggs and sells the rest at 2 dollars each. How many dollars does she \
+get?
+Step 1: How many eggs has Ann? 3 * 12 = 36 eggs.
+Step 2: How many eggs does she sell? 36 - 5 = 31 eggs.
+Step 3: How many dollars does she get? 31 * 2 = 62 dollars.
+Step 4: #### 62
+
+Problem: {}
+Write step 1 only, in one line."""
+_VALUE = """How likely is it that all steps so far are right and lead to the solution? Answer with one whole number, \
+from 0 (surely wrong) to 10 (surely right)."""
+
+
+class Gsm8kChat(Gsm8k):
+    """For chat models: sub-questions with their answers as turns of one conversation, each path valued 0 to 10."""
+
+    value_labels: Mapping[str, float] = {f" {number}": float(number) for number in range(11)}
+    defaults = Defaults(num_thoughts=3, temperature=1.0, evaluate="value", beam=1)
+
+    def thought_ask(self, problem: Gsm8kProblem, path: Sequence[Thought]) -> Ask:
+        if self._is_last(path):
+            request = "Write the final answer now: #### and the number."
+            prompt = conversation(*self._turns(problem, path, request), answer_prefix="####")
+            return Ask(prompt, max_tokens=16, stop=("\n",), regex=r" -?[0-9][0-9,]{0,14}")
+        request = f"Write step {len(path) + 1} only, in one line."
+        prompt = conversation(*self._turns(problem, path, request), answer_prefix=f"Step {len(path) + 1}:")
+        return Ask(prompt, max_tokens=128, stop=("\n",))
+
+    def read_thought(self, problem: Gsm8kProblem, path: Sequence[Thought], text: str) -> Parsed | None:
+        """One line; the final one also as ``Answer: 62`` or, where it is asked for, as a number alone."""
+        lines = plain_lines(text, "step")
+        if not lines:
+            return None
+        found = _LOOSE_FINAL.fullmatch(lines[0]) or (_ONLY_NUMBER.fullmatch(lines[0]) if self._is_last(path) else None)
+        kept = f"#### {found[1]}" if found else lines[0]
+        if not found and (self._is_last(path) or "####" in kept):
+            return None
+        return Parsed(kept, "\n".join([*(thought.text for thought in path), kept]), found is not None)
+
+    def value_ask(self, problem: Gsm8kProblem, path: Sequence[Thought]) -> Ask:
+        prompt = conversation(*self._turns(problem, path, _VALUE), answer_prefix="Value:")
+        return Ask(prompt, max_tokens=4, stop=("\n",), choices=tuple(self.value_labels))
+
+    def read_value(self, text: str) -> float | None:
+        return read_label(text, self.value_labels, "value")
+
+    def _turns(self, problem: Gsm8kProblem, path: Sequence[Thought], request: str) -> list[str]:
+        """The conversation so far, so that a path extends its parent's; ``request`` ends it."""
+        turns = [_OPENING.format(problem.question)]
+        for number, thought in enumerate(path, 1):
+            turns += [f"Step {number}: {thought.text}", f"Write step {number + 1} only, in one line."]
+        if path:
+            turns[-1] = request
+        return turns
 
 
 def _parse(record: dict[str, Any]) -> Gsm8kProblem:

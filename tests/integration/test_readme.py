@@ -1,4 +1,4 @@
-"""The README's Python runs as written, from anywhere, on the bundled pair."""
+"""The Python of the README and of docs/search.md runs as written, from anywhere, on the bundled pair."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+PAGES = ("README.md", "docs/search.md")
+BLOCKS = [(page, block) for page in PAGES for block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))]
 RUN_S = 90
 
 
 def test_there_are_blocks() -> None:
-    assert len(BLOCKS) >= 2
+    assert {page for page, _ in BLOCKS} == set(PAGES)
+    assert len(BLOCKS) >= 4
 
 
 @pytest.mark.timeout(RUN_S + 30)
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize(
+    "block", [block for _, block in BLOCKS], ids=[f"{page}-{i}" for i, (page, _) in enumerate(BLOCKS)]
+)
 def test_block_runs_as_written(block: str, tmp_path: Path) -> None:
     """As a script without a main guard, in a folder that is not the checkout, and nothing is left behind."""
     (tmp_path / "example.py").write_text(block, encoding="utf-8")
