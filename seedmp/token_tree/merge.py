@@ -1,0 +1,69 @@
+"""Equal siblings of an independently drawn tree as one node, without changing the law of the output.
+
+Independent draws repeat themselves: of three children two may be one token, and each copy would cost a
+row of both models. Rule C tries children in the order of drawing, and a draw that repeats a rejected
+token matters: it is rejected for certain (nothing of that token is left in the residual), and the
+draft's law is then subtracted once more. So the copies become one node, but every draw stays a trial.
+
+The copies' own children become children of that one node, in the order of the tree. They were drawn
+independently from one law, whatever their elder siblings' trials came to, so rule C stays lossless; and
+it accepts no less, since without merging a second copy's children are never reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from seedmp.errors import ConfigError
+from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
+
+
+@dataclass(frozen=True)
+class MergedTree:
+    """A tree whose siblings are distinct, and the draws that it came from.
+
+    Args:
+        tree: IID, N nodes, siblings in the order of their first draw.
+        draws: [M] node of each draw, M >= N; those of one parent are in the order of drawing. How draws of
+            different parents interleave means nothing. This is all that must travel beside the tree.
+    """
+
+    tree: TokenTree
+    draws: tuple[int, ...]
+
+    @cached_property
+    def trials(self) -> tuple[tuple[int, ...], ...]:
+        """[N + 1] children of each node as rule C tries them, with repeats; entry 0 is the root's.
+
+        For a tree without equal siblings this is ``tree.children``.
+        """
+        lists: list[list[int]] = [[] for _ in range(len(self.tree) + 1)]
+        for node_idx in self.draws:
+            lists[self.tree.parents[node_idx] + 1].append(node_idx)
+        return tuple(map(tuple, lists))
+
+
+def merge_equal_siblings(tree: TokenTree) -> MergedTree:
+    """Make one node of equal siblings, level by level, their subtrees united.
+
+    Args:
+        tree: IID, N nodes as drawn; node i becomes node ``draws[i]`` of the result.
+
+    Raises:
+        ConfigError: the tree is of another kind: drawn otherwise, children are distinct already.
+    """
+    if tree.kind is not ProposalKind.IID:
+        raise ConfigError(f"equal siblings are merged in {ProposalKind.IID.value} trees, not {tree.kind.value} ones")
+    token_ids: list[int] = []
+    parents: list[int] = []
+    known: dict[tuple[int, int], int] = {}
+    draws: list[int] = []
+    for token_id, old_parent in zip(tree.token_ids, tree.parents, strict=True):
+        parent = NO_PARENT if old_parent == NO_PARENT else draws[old_parent]
+        node_idx = known.setdefault((parent, token_id), len(token_ids))
+        if node_idx == len(token_ids):
+            token_ids.append(token_id)
+            parents.append(parent)
+        draws.append(node_idx)
+    return MergedTree(TokenTree(tuple(token_ids), tuple(parents), tree.kind), tuple(draws))
