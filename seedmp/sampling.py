@@ -37,6 +37,9 @@ class SamplingParams:
         seed: the text is a function of (models, prompt, parameters, seed). None draws a
             fresh seed, which the output names.
         n: number of continuations of the prompt.
+        best_of: draw so many and give the ``n`` with the highest mean log-probability a token.
+        regex: regular expression that the whole text matches; None leaves it free.
+        choices: the text is one of these; empty leaves it free. At most one of the two.
 
     Raises:
         RejectedError: a value is out of range; the message names it.
@@ -52,11 +55,16 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     n: int = 1
+    regex: str | None = None
+    choices: tuple[str, ...] = ()
+    best_of: int | None = None
 
     def __post_init__(self) -> None:
         stop = self.stop
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        choices = self.choices
+        object.__setattr__(self, "choices", (choices,) if isinstance(choices, str) else tuple(choices))
         temperatures = {"temperature": self.temperature}
         if self.draft_temperature is not None:
             temperatures["draft_temperature"] = self.draft_temperature
@@ -69,10 +77,28 @@ class SamplingParams:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise RejectedError(f"{name}={value!r}: must be a whole number >= {low}")
+        if self.best_of is not None and not (isinstance(self.best_of, int) and self.best_of >= self.n):
+            raise RejectedError(f"best_of={self.best_of!r}: must be a whole number >= n={self.n}, or None")
         if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed <= MAX_SEED):
             raise RejectedError(f"seed={self.seed!r}: must be a whole number from 0 to {MAX_SEED}")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise RejectedError(f"stop={self.stop!r}: every stop string must be a non-empty str")
+        self._check_constraint()
+
+    def _check_constraint(self) -> None:
+        if self.regex is not None and not (isinstance(self.regex, str) and self.regex):
+            raise RejectedError(f"regex={self.regex!r}: must be a non-empty str")
+        if any(not isinstance(text, str) or not text for text in self.choices):
+            raise RejectedError(f"choices={self.choices!r}: every choice must be a non-empty str")
+        if self.regex is not None and self.choices:
+            raise RejectedError(f"regex={self.regex!r} and choices={self.choices!r}: give at most one of the two")
+        if self.is_constrained and self.ignore_eos:
+            raise RejectedError("ignore_eos=True: a text with a regex or choices ends when it is complete")
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the text is held to a regex or to choices."""
+        return self.regex is not None or bool(self.choices)
 
     @property
     def effective_draft_temperature(self) -> float:
