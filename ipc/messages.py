@@ -1,7 +1,7 @@
 """Every message that travels between processes, grouped by link.
 
 Each docstring says: from whom to whom; when; what answers it; what a late copy does; size.
-Letters: C context tokens, p pending tokens, N draft tokens, I internal nodes, m pairs a row.
+Letters: C context tokens, p pending tokens, N draft tokens, M draws, I internal nodes, m pairs a row.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import numpy as np
 
 from seedmp.ipc.codec import message
 from seedmp.sampling import SamplingParams
+from seedmp.token_tree.opt_tree import AdaptiveShape
 from seedmp.token_tree.tree import ProposalKind
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 # --- draft worker -> verifier ---------------------------------------------------------------
@@ -46,7 +47,7 @@ class Proposal:
     """Draft worker → verifier: the token tree grown for one round.
 
     Answers DraftTask. A copy, or one whose (round, epoch) is not awaited, is counted and dropped.
-    Size O(N) + one sparse row of m pairs per internal node when the accept rule needs them.
+    Size O(N + M) + one sparse row of m pairs per internal node when the accept rule needs them.
     """
 
     branch_id: int
@@ -60,6 +61,8 @@ class Proposal:
     kind: ProposalKind
     row_ids: np.ndarray  # [I, m] int32
     row_probs: np.ndarray  # [I, m] float32
+    drafted_idx: tuple[int, ...] = ()  # [N] which slot lent for the tree has a node's KV, -1: none
+    draws: tuple[int, ...] = ()  # [M] node of each draw of an iid tree; empty if no two siblings were equal
 
 
 # --- verifier -> draft worker ---------------------------------------------------------------
@@ -96,7 +99,7 @@ class DraftTask:
     """Verifier → draft worker: grow one proposal; also the verdict on the last one (what follows the context).
 
     Holds all that a draft needs, so any worker can serve any branch. ``slots`` are lent to the worker for
-    this round: it may write them and nothing else. Answered by Proposal. Size O(C).
+    this round: it may write them and nothing else. Answered by Proposal. Size O(C + N).
     """
 
     branch_id: int
@@ -104,13 +107,15 @@ class DraftTask:
     epoch: int
     seed: int
     stream: int
-    k_config: tuple[int, ...]
+    children: tuple[int, ...]  # [1 + N] child counts of a static tree, breadth first; empty if it is adaptive
     kind: ProposalKind
     draft_temperature: float
     announce: bool
     context_slots: np.ndarray  # [C] int32, KV of the committed tokens but the pending ones
     pending_ids: tuple[int, ...]  # [p] committed tokens without draft KV, p >= 1
-    slots: np.ndarray  # [p + drafted] int32, lent
+    slots: np.ndarray  # [p + most drafted] int32, lent
+    adaptive: AdaptiveShape | None = None  # what to grow if not a static tree
+    shared_noise: bool = False  # children by the noise that the target's own tokens are drawn with
 
 
 @message("shutdown")
@@ -133,6 +138,8 @@ class Submit:
     """Engine → verifier: one continuation of a prompt; answered by Committed ..., Finished or Failed.
 
     ``committed_ids`` are tokens that an earlier verifier had already committed. A known id is dropped. O(C).
+    ``branch`` and ``child`` are the engine's open branches (0: none) whose tokens are the prompt, and the prompt
+    with all that is generated: their KV is evicted last, until CloseBranches.
     """
 
     request_id: int
@@ -140,16 +147,32 @@ class Submit:
     prompt_ids: tuple[int, ...]
     committed_ids: tuple[int, ...]
     params: SamplingParams  # seed is set
+    branch: int = 0
+    child: int = 0
 
 
 @message("score")
 class Score:
-    """Engine → verifier: log-probabilities of continuations of one context; answered by Scored or Failed."""
+    """Engine → verifier: log-probabilities of continuations of one context; answered by Scored or Failed.
+
+    ``branch`` as in Submit.
+    """
 
     request_id: int
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]  # all continuations, end to end
     lengths: tuple[int, ...]
+    branch: int = 0
+
+
+@message("close-branches")
+class CloseBranches:
+    """Engine → verifier: these branches will not be continued; with ``free`` their KV is freed where nobody
+    else uses it, else it stays as a cached prefix. Needs no answer; a copy or an unknown id is ignored. O(ids).
+    """
+
+    branches: tuple[int, ...]
+    free: bool
 
 
 @message("cancel")

@@ -1,4 +1,4 @@
-"""The command ``seedmp``: demo, generate, doctor."""
+"""The command ``seedmp``: demo, solve, generate, growmap, doctor."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from seedmp import __version__
 from seedmp.config import DTYPES, EngineConfig, Method, PolicyName, Schedule, resolve_placement
 from seedmp.errors import ConfigError, SeedmpError
+from seedmp.growmap_cli import add_growmap
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 SHARED_MEMORY = Path("/dev/shm")
@@ -47,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="grow a reasoning tree, then compare the schedules"))
     _add_generate(commands.add_parser("generate", help="continue a prompt"))
+    add_growmap(commands.add_parser("growmap", help="show, make and convert shapes of static token trees"))
+    _add_solve(commands.add_parser("solve", help="search trees of thoughts for the problems of a task"))
     doctor = commands.add_parser("doctor", help="what this machine has, and how it would be used")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -81,16 +85,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from standard input")
-    parser.add_argument("--target", metavar="MODEL", help="folder or hub id (default: the bundled pair)")
-    parser.add_argument("--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary")
-    parser.add_argument("--method", choices=[m.value for m in Method], default="mcsd")
-    parser.add_argument(
-        "--k-config", default="1,1,1", metavar="K,K,..", help="children, by level (default %(default)s)"
-    )
-    parser.add_argument("--num-drafts", type=int, default=1, metavar="N", help="draft processes (default %(default)s)")
-    parser.add_argument("--schedule", choices=[s.value for s in Schedule], default="scheduled")
-    parser.add_argument("--policy", choices=[p.value for p in PolicyName], default="fcfs-batch")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    _add_engine(parser, k_config="1,1,1", num_drafts=1)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="default %(default)s")
     parser.add_argument("--seed", type=int, help="repeats a sampled text")
@@ -107,10 +102,7 @@ def _generate(args: argparse.Namespace) -> int:
         temperature=args.temperature, max_tokens=args.max_tokens, stop=tuple(args.stop), seed=args.seed, n=args.n
     )
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    with Engine(
-        args.target, args.draft, method=args.method, k_config=_k_config(args.k_config), num_drafts=args.num_drafts,
-        schedule=args.schedule, policy=args.policy, dtype=args.dtype,
-    ) as engine:  # fmt: skip
+    with Engine(**_engine_settings(args)) as engine:
         handles = engine.submit_all(prompt, params)
         for number, handle in enumerate(handles, start=1):
             if len(handles) > 1:
@@ -121,11 +113,80 @@ def _generate(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: int) -> None:
+    parser.add_argument("--target", metavar="MODEL", help="folder or hub id (default: the bundled pair)")
+    parser.add_argument("--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary")
+    parser.add_argument("--method", choices=[m.value for m in Method], default="mcsd")
+    parser.add_argument(
+        "--k-config", default=k_config, metavar="K,K,..", help="children, by level (default %(default)s)"
+    )
+    parser.add_argument(
+        "--num-drafts", type=int, default=num_drafts, metavar="N", help="draft processes (default %(default)s)"
+    )
+    parser.add_argument("--schedule", choices=[s.value for s in Schedule], default="scheduled")
+    parser.add_argument("--policy", choices=[p.value for p in PolicyName], default="fcfs-batch")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+
+
+def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("target", "draft", "method", "num_drafts", "schedule", "policy", "dtype")
+    return {name: getattr(args, name) for name in names} | {"k_config": _k_config(args.k_config)}
+
+
 def _k_config(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"--k-config {text!r}: must be whole numbers with commas, such as 2,2,1") from None
+
+
+# --- solve ---------------------------------------------------------------------------------------
+
+
+def _add_solve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="blocksworld, creative_writing, game24 or gsm8k")
+    parser.add_argument("--data", metavar="FILE", help="problems in the published format (default: a few shipped ones)")
+    parser.add_argument("--limit", type=int, metavar="N", help="problems at most")
+    parser.add_argument(
+        "--search", default="bfs", metavar="NAME", help="bfs, dfs, best-first, mcts; greedy: one chain (default bfs)"
+    )
+    parser.add_argument("--beam", type=int, metavar="B", help="thoughts of a level, or at a time, that go on")
+    parser.add_argument("--thoughts", type=int, metavar="N", help="thoughts asked for of each path")
+    parser.add_argument("--temperature", type=float, help="of thoughts")
+    parser.add_argument("--depth", type=int, metavar="T", help="levels of the tree")
+    parser.add_argument("--evaluate", metavar="NAME", help="score, value, vote, self-consistency, none, random")
+    parser.add_argument("--values", type=int, metavar="N", help="answers or votes asked for a value")
+    parser.add_argument("--nodes", type=int, metavar="N", help="budget of each search, in thoughts")
+    parser.add_argument("--tokens", type=int, metavar="N", help="budget of each search, in tokens")
+    parser.add_argument("--seconds", type=float, metavar="S", help="budget of each search, in seconds")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first round over the problems (default %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="rounds over the problems, a seed each")
+    parser.add_argument("--barrier", action="store_true", help="value a level only when it is written (slower)")
+    parser.add_argument("--concurrency", type=int, default=3, metavar="N", help="problems at a time; 1 shows the tree")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines (default: solve-TASK-SEARCH.jsonl here)")
+    parser.add_argument("--fresh", action="store_true", help="begin anew even if the file has results")
+    parser.add_argument("--pages", type=Path, metavar="FOLDER", help="write an HTML page for each tree")
+    _add_engine(parser, k_config="1,1,1", num_drafts=3)
+    parser.set_defaults(run=_solve)
+
+
+def _solve(args: argparse.Namespace) -> int:
+    from seedmp.solve import SolveOptions, run_solve
+
+    names = (
+        "task", "data", "limit", "search", "beam", "thoughts", "temperature", "depth", "evaluate", "values", "nodes",
+        "tokens", "seconds", "seed", "seeds", "barrier",
+    )  # fmt: skip
+    options = SolveOptions(**{name: getattr(args, name) for name in names}, engine=_engine_settings(args))
+    out = args.out or Path(f"solve-{args.task}-{args.search}.jsonl")
+    try:
+        run_solve(options, out, concurrency=args.concurrency, fresh=args.fresh, pages=args.pages)
+    except KeyboardInterrupt:
+        print(f"\nseedmp: interrupted; what is solved is in {out}, the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK
 
 
 # --- doctor --------------------------------------------------------------------------------------

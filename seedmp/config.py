@@ -6,10 +6,15 @@ import dataclasses
 import enum
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from seedmp.errors import ConfigError
-from seedmp.token_tree.k_config import parse_k_config
+from seedmp.token_tree.growmap import Growmap
+from seedmp.token_tree.growmap_file import parse_growmap
+from seedmp.token_tree.k_config import MAX_TREE_NODES, parse_k_config
+from seedmp.token_tree.ngram import NgramShape
+from seedmp.token_tree.opt_tree import AdaptiveShape, opt_tree
 from seedmp.token_tree.tree import ProposalKind
 
 
@@ -19,6 +24,11 @@ class Method(enum.Enum):
     AR = "ar"  # target only
     SD = "sd"  # independent samples (SpecInfer's rule)
     MCSD = "mcsd"  # samples without replacement (Sequoia's rule)
+    SPECINFER = "specinfer"  # independent samples in any static tree
+    SEQUOIA = "sequoia"  # samples without replacement in any static tree
+    OPT_TREE = "opt-tree"  # a tree that follows the draft's confidence
+    NGRAM = "ngram"  # what came after these words before: no draft model
+    COUPLED = "coupled"  # drafts share the target's noise: the text is that of ``ar``
 
 
 class Schedule(enum.Enum):
@@ -36,6 +46,15 @@ class PolicyName(enum.Enum):
     FCFS_BATCH = "fcfs-batch"  # the first-come prefix of the queue, up to a token budget
 
 
+_WITHOUT_DRAFTS = (Method.AR, Method.NGRAM)
+_WITH_K_CONFIG = (Method.SD, Method.MCSD, Method.SPECINFER, Method.COUPLED)
+# Which methods look at a setting that is None unless it is given.
+_USED_BY = {
+    "growmap": (Method.SPECINFER, Method.SEQUOIA, Method.COUPLED),
+    "nodes": (Method.OPT_TREE, Method.NGRAM),
+    "max_depth": (Method.OPT_TREE, Method.NGRAM),
+    "threshold": (Method.OPT_TREE,),
+}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -57,8 +76,16 @@ class EngineConfig:
         target_shape: name of a shape that a Llama target is inflated to (benchmarks).
         draft_shape: the same for the draft.
         num_drafts: draft processes (replicas, with ``parallel``).
-        method: ``ar``, ``sd`` or ``mcsd``.
-        k_config: children per node, level by level.
+        method: ``ar``, ``sd``, ``mcsd``, ``specinfer``, ``sequoia``, ``opt-tree``, ``ngram`` or ``coupled``.
+        k_config: children per node, level by level, for ``sd`` and ``mcsd``, and where there is no growmap for
+            ``specinfer`` and ``coupled``.
+        growmap: any other static tree, for ``specinfer``, ``sequoia`` (which needs one) and ``coupled``: the path
+            of a .pt or .json file, "KxD" for K chains of D tokens, or child counts. Kept as the child counts of all
+            nodes, so that no process needs the file.
+        nodes: draft tokens in a tree at most, for ``opt-tree`` (None: 50) and ``ngram`` (None: 16).
+        max_depth: draft tokens on a path at most, for the same (None: 10 and 8).
+        threshold: ``opt-tree`` stops drafting when a layer adds this much or less to the tokens that it expects
+            (None: 0.5); 0 goes on to ``max_depth``.
         schedule: ``serial``, ``scheduled`` or ``parallel``.
         policy: ``fcfs`` or ``fcfs-batch``.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's on a GPU.
@@ -85,6 +112,10 @@ class EngineConfig:
     num_drafts: int = 3
     method: Method = Method.MCSD
     k_config: tuple[int, ...] = (2, 2, 1)
+    growmap: str | os.PathLike[str] | Growmap | tuple[Any, ...] | None = None
+    nodes: int | None = None
+    max_depth: int | None = None
+    threshold: float | None = None
     schedule: Schedule = Schedule.SCHEDULED
     policy: PolicyName = PolicyName.FCFS_BATCH
     dtype: str = "auto"
@@ -120,8 +151,77 @@ class EngineConfig:
                 raise ConfigError(f"{name}={value!r}: must be a number of seconds > 0")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
-        if max(self.k_config) > self.draft_top_m:
+        self._check_tree()
+
+    def _check_tree(self) -> None:
+        for name, methods in _USED_BY.items():
+            if getattr(self, name) is not None and self.method not in methods:
+                allowed = ", ".join(method.value for method in methods)
+                raise ConfigError(f"{name} is not used by method={self.method.value}: only by {allowed}")
+        if self.growmap is not None:
+            given = self.growmap
+            try:
+                growmap = parse_growmap(given)
+            except ConfigError as error:
+                raise ConfigError(f"growmap={given!r}: {error}") from error
+            if not 1 <= growmap.num_nodes <= MAX_TREE_NODES:
+                raise ConfigError(
+                    f"growmap={given!r}: {growmap.num_nodes} draft tokens; must be 1 to {MAX_TREE_NODES}, "
+                    "the root not counted"
+                )
+            if growmap.max_children > self.draft_top_m:
+                raise ConfigError(
+                    f"growmap={given!r}: a node has {growmap.max_children} children, but draft_top_m={self.draft_top_m}"
+                )
+            object.__setattr__(self, "growmap", growmap.num_children)
+        elif self.method is Method.SEQUOIA:
+            raise ConfigError(
+                'growmap=None: method=sequoia needs one: the path of a .pt or .json file, "KxD", or child counts '
+                "(`seedmp growmap make` writes one; without it mcsd has a k_config)"
+            )
+        if self.method in _WITH_K_CONFIG and self.growmap is None and max(self.k_config) > self.draft_top_m:
             raise ConfigError(f"k_config={self.k_config}: no k may exceed draft_top_m={self.draft_top_m}")
+        threshold = self.threshold
+        if threshold is not None and (not isinstance(threshold, int | float) or isinstance(threshold, bool)):
+            raise ConfigError(f"threshold={threshold!r}: must be a finite number >= 0")
+        _ = self.adaptive_shape, self.ngram_shape  # their values are checked where they are made
+
+    @cached_property
+    def static_tree(self) -> Growmap | None:
+        """The shape of every proposal, for methods that have one."""
+        if self.growmap is not None:
+            return parse_growmap(self.growmap)
+        return Growmap.from_k_config(self.k_config) if self.method in _WITH_K_CONFIG else None
+
+    @cached_property
+    def adaptive_shape(self) -> AdaptiveShape | None:
+        """When a draft stops growing a tree, and what it keeps, for methods that follow its confidence."""
+        if self.method is not Method.OPT_TREE:
+            return None
+        return opt_tree(**self._given("nodes", "threshold", "max_depth"))
+
+    @cached_property
+    def ngram_shape(self) -> NgramShape | None:
+        """What is looked up, without a draft."""
+        return NgramShape(**self._given("nodes", "max_depth")) if self.method is Method.NGRAM else None
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def max_tree_nodes(self) -> int:
+        """Draft tokens of the largest proposal: target slots that a round takes besides the text's."""
+        if self.static_tree is not None:
+            return self.static_tree.num_nodes
+        shape = self.adaptive_shape or self.ngram_shape
+        return shape.nodes if shape is not None else 0
+
+    @property
+    def max_drafted(self) -> int:
+        """Draft tokens that a draft runs forward at most: draft slots that a round takes besides the text's."""
+        if self.static_tree is not None:
+            return self.static_tree.num_drafted
+        return self.adaptive_shape.max_drafted if self.adaptive_shape is not None else 0
 
     @property
     def num_groups(self) -> int:
@@ -131,7 +231,7 @@ class EngineConfig:
     @property
     def drafts_per_group(self) -> int:
         """Draft processes that serve one verifier."""
-        if self.method is Method.AR:
+        if self.method in _WITHOUT_DRAFTS:
             return 0
         return 1 if self.schedule is Schedule.PARALLEL else self.num_drafts
 
@@ -141,10 +241,14 @@ class EngineConfig:
         return self.kv_slots if self.draft_kv_slots is None else self.draft_kv_slots
 
     def proposal_kind(self, draft_temperature: float) -> ProposalKind:
-        """How children are chosen at a draft temperature: at 0 the draft's top candidates, without chance."""
-        if draft_temperature == 0:
+        """How children are chosen at a draft temperature: at 0 the draft's top candidates, without chance.
+
+        With ``coupled`` the noise is the target's own, so to the rule the tree is fixed.
+        """
+        if draft_temperature == 0 or self.method in (Method.OPT_TREE, Method.NGRAM, Method.COUPLED):
             return ProposalKind.DETERMINISTIC
-        return ProposalKind.IID if self.method is Method.SD else ProposalKind.WITHOUT_REPLACEMENT
+        independent = self.method in (Method.SD, Method.SPECINFER)
+        return ProposalKind.IID if independent else ProposalKind.WITHOUT_REPLACEMENT
 
     def threads(self) -> tuple[int, int]:
         """CPU threads of a verifier and of a draft."""
@@ -165,6 +269,11 @@ class EngineConfig:
         if isinstance(placement, dict):
             placement = Placement(placement["target"], tuple(placement["drafts"]))
         return cls(**{**plain, "placement": placement, "k_config": tuple(plain["k_config"])})
+
+
+def needs_draft(method: object) -> bool:
+    """Whether a method, or its name, has a draft model."""
+    return method not in _WITHOUT_DRAFTS and method not in [without.value for without in _WITHOUT_DRAFTS]
 
 
 def _member(kind: type[enum.Enum], name: str, value: Any) -> enum.Enum:

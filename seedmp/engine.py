@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from typing import Any
 import numpy as np
 import zmq
 
-from seedmp import errors
-from seedmp.config import EngineConfig, Placement, resolve_placement
+from seedmp import errors, metrics
+from seedmp.branch import Branch
+from seedmp.config import EngineConfig, Placement, needs_draft, resolve_placement
 from seedmp.errors import (
     ConfigError,
     EngineClosedError,
@@ -39,6 +42,7 @@ from seedmp.ipc.endpoints import make_runtime_dir
 from seedmp.ipc.messages import (
     PROTOCOL_VERSION,
     Cancel,
+    CloseBranches,
     Committed,
     EngineDown,
     EngineHello,
@@ -83,6 +87,8 @@ class _Pending:
     index: int
     submitted_ns: int
     group: int
+    branch: int = 0
+    child: int = 0
     token_ids: list[int] = field(default_factory=list)
     text_len: int = 0
 
@@ -91,7 +97,7 @@ class _Pending:
 class _PendingScore:
     """A scoring request in flight."""
 
-    future: Future[np.ndarray]
+    future: Future[list[np.ndarray]]
     message: Score
     group: int
 
@@ -104,7 +110,7 @@ class Engine:
 
     Args:
         target: folder or hub id of a decoder-only transformers model; None is the bundled pair's.
-        draft: the same for the draft; None is the bundled one, or the target itself for ``ar``.
+        draft: the same for the draft; None is the bundled one, or the target itself for ``ar`` and ``ngram``.
         settings: fields of ``EngineConfig``.
 
     Raises:
@@ -119,8 +125,8 @@ class Engine:
         **settings: Any,
     ) -> None:
         target_path = str(pair.TARGET) if target is None else os.fspath(target)
-        if draft is None and target is not None and settings.get("method") != "ar":
-            raise ConfigError(f"no draft for target {target_path!r}: name a draft model, or use method='ar'")
+        if draft is None and target is not None and needs_draft(settings.get("method")):
+            raise ConfigError(f"no draft for target {target_path!r}: name a draft model, or use method='ar' or 'ngram'")
         draft_path = (str(pair.DRAFT) if target is None else target_path) if draft is None else os.fspath(draft)
         unknown = set(settings) - set(EngineConfig.__dataclass_fields__)
         if unknown:
@@ -191,14 +197,32 @@ class Engine:
 
         Args:
             prompts: one prompt or a list; text, or token ids.
-            params: the same for all; ``n`` outputs follow one another for each prompt.
+            params: the same for all; ``n`` outputs follow one another for each prompt, with ``best_of``
+                the likeliest first.
             timeout: seconds for the whole call.
 
         Raises:
             RequestTimeoutError: not all finished in time; the rest was cancelled.
             RequestError: a request failed; the others were cancelled.
         """
-        handles = [handle for prompt in as_list(prompts) for handle in self.submit_all(prompt, params)]
+        params = params or SamplingParams()
+        if params.best_of is None:
+            handles = [handle for prompt in as_list(prompts) for handle in self.submit_all(prompt, params)]
+            return self.wait_for(handles, timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        drawn = replace(params, n=params.best_of, best_of=None)
+        handles = [handle for prompt in as_list(prompts) for handle in self.submit_all(prompt, drawn)]
+        outputs = self.wait_for(handles, timeout)
+        groups = [outputs[i : i + params.best_of] for i in range(0, len(outputs), params.best_of)]
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return [out for group in groups for out in self.likeliest(group, params.n, left)]
+
+    def wait_for(self, handles: Sequence[RequestHandle], timeout: float | None) -> list[RequestOutput]:
+        """Outputs of requests, in order; when one fails or the time is over, the others are cancelled.
+
+        Raises:
+            RequestTimeoutError, RequestError: as ``generate``.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             return [h.result(None if deadline is None else max(0.0, deadline - time.monotonic())) for h in handles]
@@ -207,6 +231,17 @@ class Engine:
                 handle.cancel()
             raise
 
+    def likeliest(self, outputs: Sequence[RequestOutput], n: int, timeout: float | None = None) -> list[RequestOutput]:
+        """The ``n`` outputs of one prompt with the highest mean log-probability a token, best first.
+
+        Equal ones stay in the order given. All are scored in one packed forward; ``logprob`` is set.
+        """
+        rows = self.score_ids(outputs[0].prompt_token_ids, [out.token_ids for out in outputs], timeout=timeout)
+        scored = [replace(out, logprob=float(row.sum())) for out, row in zip(outputs, rows, strict=True)]
+        means = [float(row.mean()) for row in rows]
+        order = sorted(range(len(scored)), key=lambda i: (-means[i], i))
+        return [scored[i] for i in order[:n]]
+
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
         """Start one continuation and return at once.
 
@@ -214,28 +249,49 @@ class Engine:
             RejectedError: the prompt or the parameters cannot be served.
         """
         params = params or SamplingParams()
-        if params.n != 1:
-            raise RejectedError(f"n={params.n}: submit() starts one continuation; use submit_all() or generate()")
+        if params.n != 1 or params.best_of is not None:
+            raise RejectedError(
+                f"n={params.n}, best_of={params.best_of}: submit() starts one continuation; use generate()"
+            )
         return self.submit_all(prompt, params)[0]
 
     def submit_all(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, first_stream: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        first_stream: int = 0,
+        branch: int = 0,
+        children: Sequence[int] = (),
     ) -> list[RequestHandle]:
         """Start ``params.n`` continuations of one prompt, which share its KV.
 
         Args:
             first_stream: continuation i draws the noise of stream ``first_stream + i``.
+            branch: id of the open branch that the prompt is, if it is one.
+            children: ids of the branches that the continuations become, if they do.
         """
         params = params or SamplingParams()
+        if params.best_of is not None:
+            raise RejectedError(f"best_of={params.best_of}: outputs are compared by generate()")
         if params.stop and self.tokenizer is None:
             raise RejectedError(f"stop={params.stop!r}: the target {self.config.target!r} has no tokenizer")
+        if params.is_constrained:
+            from seedmp.decoding.constraint import check_constraint  # imports torch
+
+            check_constraint(params, self.tokenizer)
         text, prompt_ids = self._encode(prompt)
         if not prompt_ids:
             raise RejectedError("the prompt is empty: at least one token is needed")
         if params.seed is None:
             params = replace(params, seed=secrets.randbelow(MAX_SEED))
         one = replace(params, n=1)
-        return [self._io.submit(text, prompt_ids, one, first_stream + index, index) for index in range(params.n)]
+        return [
+            self._io.submit(
+                text, prompt_ids, one, first_stream + index, index, branch, children[index] if children else 0
+            )
+            for index in range(params.n)
+        ]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
         """Chunks of one continuation as they are committed; leaving the loop early cancels it."""
@@ -266,11 +322,25 @@ class Engine:
         return self.generate([tuple(ids)], params, timeout=timeout)[0]
 
     def open(self, prompt: Prompt) -> Branch:
-        """A branch: a committed token path that can be forked and scored; its KV is shared by prefix."""
+        """A branch: a committed token path that can be continued, forked and scored; its KV stays.
+
+        Raises:
+            RejectedError: the prompt is empty.
+        """
         text, ids = self._encode(prompt)
         if not ids:
             raise RejectedError("the prompt is empty: at least one token is needed")
-        return Branch(self, ids, text or "", None)
+        return Branch(self, ids, text or "")
+
+    def new_branch_id(self) -> int:
+        """A number for a branch; unique in this engine, never 0."""
+        return self._io.new_branch_id()
+
+    def drop_branch(self, branch_id: int, *, free: bool = False) -> None:
+        """A branch will not be continued; ``free`` gives its KV back at once. Safe at any time, in any thread."""
+        self._io.dropped.append((branch_id, free))
+        if free:
+            self._io.wake()
 
     def score_ids(
         self,
@@ -278,30 +348,55 @@ class Engine:
         continuations: Sequence[Sequence[int]],
         *,
         timeout: float | None = None,
+        branch: int = 0,
     ) -> list[np.ndarray]:
         """Log-probabilities (nats, temperature 1) of continuations of a context, in one packed forward.
 
+        Args:
+            branch: id of the open branch that the context is, if it is one.
+
         Returns:
             one float32 array per continuation, one value per token.
+
+        Raises:
+            RejectedError: a text without tokens, or too much for the arena.
+            RequestTimeoutError: not scored in time.
         """
-        lengths = [len(ids) for ids in continuations]
-        if not lengths or 0 in lengths:
-            raise RejectedError("every text to score needs at least one token")
-        flat = tuple(int(i) for ids in continuations for i in ids)
-        future = self._io.score(tuple(int(i) for i in prompt_ids), flat, tuple(lengths))
+        future = self.submit_score(prompt_ids, continuations, branch=branch)
         try:
-            logprobs = future.result(timeout)
+            return future.result(timeout)
         except FutureTimeoutError:
             if future.done():
                 raise
             raise errors.RequestTimeoutError(f"not scored within {timeout} s") from None
-        return np.split(logprobs, np.cumsum(lengths)[:-1])
+
+    def submit_score(
+        self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]], *, branch: int = 0
+    ) -> Future[list[np.ndarray]]:
+        """Start ``score_ids`` and return at once."""
+        lengths = [len(ids) for ids in continuations]
+        if not lengths or 0 in lengths:
+            raise RejectedError("every text to score needs at least one token")
+        flat = tuple(int(i) for ids in continuations for i in ids)
+        return self._io.score(tuple(int(i) for i in prompt_ids), flat, tuple(lengths), branch)
 
     def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """Token ids of text, as a continuation unless ``special`` tokens are asked for."""
         if self.tokenizer is None:
             raise RejectedError(f"the target {self.config.target!r} has no tokenizer: give token ids")
+        if not special and self._starts_words_with_blank:
+            anchor = tuple(self.tokenizer("\n", add_special_tokens=False).input_ids)
+            ids = tuple(self.tokenizer("\n" + text, add_special_tokens=False).input_ids)
+            if ids[: len(anchor)] == anchor:
+                return ids[len(anchor) :]
         return tuple(self.tokenizer(text, add_special_tokens=special).input_ids)
+
+    @cached_property
+    def _starts_words_with_blank(self) -> bool:
+        """Whether the tokenizer puts a blank before a text's first word (SentencePiece); wrong in a continuation."""
+        assert self.tokenizer is not None
+        first = self.tokenizer("x", add_special_tokens=False).input_ids[:1]
+        return bool(first) and str(self.tokenizer.convert_ids_to_tokens(first)[0]).startswith("\u2581")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out; empty without a tokenizer."""
@@ -329,11 +424,17 @@ class Engine:
     # --- looking in -----------------------------------------------------------------------------
 
     def stats(self) -> dict[str, float]:
-        """Counters of the verifier(s), summed; times in ns."""
+        """Counters of the verifier(s), summed; times in ns.
+
+        ``prefix_hit_rate`` is the share of context tokens whose KV was found instead of computed.
+        """
         total: dict[str, float] = {"workers_lost": float(self._io.num_lost)}
         for reply in self._io.query(with_spans=False, reset=False):
             for name, value in zip(reply.names, reply.values, strict=True):
                 total[name] = total.get(name, 0.0) + value
+        for model in ("target", "draft"):
+            shared, computed = total[f"shared_{model}_tokens"], total[f"{model}_prefill_tokens"]
+            total[f"{model}_prefix_hit_rate"] = metrics.share(shared, shared + computed)
         return total
 
     def spans(self, *, reset: bool = False) -> list[Span]:
@@ -408,6 +509,7 @@ class _EngineThread:
         self.channels: dict[int, DealerChannel] = {}
         self.pids: dict[str, int] = {}
         self.num_lost = 0
+        self.dropped: deque[tuple[int, bool]] = deque()  # branches; filled by any thread, a finalizer too
         self.num_expected = self.config.num_groups
 
     # --- called from the user's threads ------------------------------------------------------------
@@ -424,7 +526,14 @@ class _EngineThread:
             raise self.dead
 
     def submit(
-        self, prompt: str | None, prompt_ids: tuple[int, ...], params: SamplingParams, stream: int, index: int
+        self,
+        prompt: str | None,
+        prompt_ids: tuple[int, ...],
+        params: SamplingParams,
+        stream: int,
+        index: int,
+        branch: int,
+        child: int,
     ) -> RequestHandle:
         with self.lock:
             self._check_alive()
@@ -434,18 +543,20 @@ class _EngineThread:
             for other in self.pending.values():
                 loads[other.group] += 1
             group = min(loads, key=lambda g: loads[g])
-            self.pending[request_id] = _Pending(
-                handle, prompt, prompt_ids, params, stream, index, time.monotonic_ns(), group
+            pending = self.pending[request_id] = _Pending(
+                handle, prompt, prompt_ids, params, stream, index, time.monotonic_ns(), group, branch, child
             )
-            self._order(group, Submit(request_id, stream, prompt_ids, (), params))
+            self._order(group, _submit(request_id, pending))
         return handle
 
-    def score(self, prompt_ids: tuple[int, ...], flat: tuple[int, ...], lengths: tuple[int, ...]) -> Future[np.ndarray]:
+    def score(
+        self, prompt_ids: tuple[int, ...], flat: tuple[int, ...], lengths: tuple[int, ...], branch: int
+    ) -> Future[list[np.ndarray]]:
         with self.lock:
             self._check_alive()
             request_id = self._take_id()
-            future: Future[np.ndarray] = Future()
-            message = Score(request_id, prompt_ids, flat, lengths)
+            future: Future[list[np.ndarray]] = Future()
+            message = Score(request_id, prompt_ids, flat, lengths, branch)
             self.pending[request_id] = _PendingScore(future, message, 0)
             self._order(0, message)
         return future
@@ -482,6 +593,14 @@ class _EngineThread:
     def _check_alive(self) -> None:
         if self.dead is not None:
             raise type(self.dead)(str(self.dead)) from self.dead
+
+    def new_branch_id(self) -> int:
+        with self.lock:
+            return self._take_id()
+
+    def wake(self) -> None:
+        with self.lock:
+            self._wake()
 
     def _take_id(self) -> int:
         self.next_id += 1
@@ -534,7 +653,15 @@ class _EngineThread:
             for channel in list(self.channels.values()):
                 for msg in channel.receive_all():
                     self._on_message(msg)
+            self._send_dropped()
             self._send_orders()
+
+    def _send_dropped(self) -> None:
+        dropped = [self.dropped.popleft() for _ in range(len(self.dropped))]
+        for free in (True, False):
+            ids = tuple(branch_id for branch_id, wants_free in dropped if wants_free is free)
+            for channel in self.channels.values() if ids else ():
+                channel.send(CloseBranches(ids, free))
 
     def _send_orders(self) -> None:
         with self.lock:
@@ -582,15 +709,7 @@ class _EngineThread:
                 if isinstance(pending, _PendingScore):
                     channel.send(pending.message)
                 else:
-                    channel.send(
-                        Submit(
-                            request_id,
-                            pending.stream,
-                            pending.prompt_ids,
-                            tuple(pending.token_ids),
-                            pending.params,
-                        )
-                    )
+                    channel.send(_submit(request_id, pending))
             self.channels[msg.group] = channel
         if len(self.channels) == self.num_expected:
             self.started.set()
@@ -607,8 +726,9 @@ class _EngineThread:
         elif isinstance(msg, Scored):
             with self.lock:
                 scored = self.pending.get(msg.request_id)
-            if isinstance(scored, _PendingScore):
-                scored.future.set_result(np.array(msg.logprobs))
+            if isinstance(scored, _PendingScore) and not scored.future.done():  # its owner may have cancelled it
+                ends = np.cumsum(scored.message.lengths)[:-1]
+                scored.future.set_result(np.split(np.array(msg.logprobs), ends))
         elif isinstance(msg, StatsReply):
             future = self.queries.pop(msg.query_id, None)
             if future is not None:
@@ -685,46 +805,16 @@ class _EngineThread:
         self.started.set()
 
 
+def _submit(request_id: int, pending: _Pending) -> Submit:
+    return Submit(
+        request_id, pending.stream, pending.prompt_ids, tuple(pending.token_ids), pending.params,
+        pending.branch, pending.child,
+    )  # fmt: skip
+
+
 def _error_of(msg: EngineDown) -> BaseException:
     if msg.kind == "ConfigError":
         return ConfigError(msg.text.partition("ConfigError: ")[2] or msg.text)
     if msg.kind == "WorkerStartError":
         return WorkerStartError(msg.text, msg.worker, msg.last_log)
     return EngineDeadError(f"{msg.text}\n{msg.last_log}".strip())
-
-
-class Branch:
-    """A committed token path of an engine.
-
-    Holds token ids only: the KV of common prefixes is found again in the arenas, so a branch outlives
-    the crash of any worker.
-
-    Attributes:
-        token_ids: prompt and everything generated on the way.
-        text: what the last continuation added; the prompt at the root.
-        output: of the continuation that made this branch; None at the root.
-    """
-
-    def __init__(self, engine: Engine, token_ids: tuple[int, ...], text: str, output: RequestOutput | None) -> None:
-        self.engine = engine
-        self.token_ids = token_ids
-        self.text = text
-        self.output = output
-
-    def fork(self, n: int, params: SamplingParams | None = None, *, timeout: float | None = None) -> list[Branch]:
-        """Continue ``n`` times; each child is a branch of its own, which ends where its text ends.
-
-        A stop string or EOS is not part of it, so that ``append`` and ``fork`` go on from the text.
-        """
-        handles = self.engine.submit_all(self.token_ids, replace(params or SamplingParams(), n=n))
-        outputs = [handle.result(timeout) for handle in handles]
-        return [Branch(self.engine, self.token_ids + self.engine.tokens_of_text(out), out.text, out) for out in outputs]
-
-    def append(self, text: str) -> Branch:
-        """A branch with given text added."""
-        return Branch(self.engine, self.token_ids + self.engine.encode(text), text, None)
-
-    def score(self, texts: Iterable[str], *, timeout: float | None = None) -> list[float]:
-        """Summed log-probability (nats) of each text as a continuation, in one packed forward."""
-        ids = [self.engine.encode(text) for text in texts]
-        return [float(row.sum()) for row in self.engine.score_ids(self.token_ids, ids, timeout=timeout)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 import zmq
 
-from seedmp.decoding.propose import Children, DraftLaw, noise_size, propose_children
+from seedmp.decoding.propose import Children, DraftLaw, likeliest, noise_size, propose_children, propose_coupled
 from seedmp.errors import ProtocolError
 from seedmp.ipc.arena import publish_barrier
 from seedmp.ipc.channel import DealerChannel
@@ -27,16 +29,36 @@ from seedmp.ipc.messages import (
 )
 from seedmp.models.packed import PackedModel
 from seedmp.sampling import Noise, Purpose
+from seedmp.token_tree.growmap import Growmap
+from seedmp.token_tree.opt_tree import AdaptiveTreeBuilder
+from seedmp.token_tree.static_tree import GrownStaticTree, StaticTreeBuilder
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind
 
 POLL_MS = 500
 
 
+@dataclass(frozen=True)
+class _Way:
+    """How children are chosen; tasks with equal ways are served together."""
+
+    kind: ProposalKind
+    temperature: float
+    shared_noise: bool
+    layer_width: int  # of an adaptive tree, else 0
+
+    @classmethod
+    def of(cls, task: DraftTask) -> _Way:
+        if task.adaptive is not None:
+            return cls(ProposalKind.DETERMINISTIC, 1.0, False, task.adaptive.layer_width)
+        return cls(task.kind, task.draft_temperature, task.shared_noise, 0)
+
+
 class _Growing:
-    """One task while its tree grows: nodes in level order, what each may attend to, its laws."""
+    """One task while its tree grows: the builder decides about nodes, this knows slots, noise and laws."""
 
     def __init__(self, task: DraftTask, num_columns: int) -> None:
         self.task = task
+        self.way = _Way.of(task)
         self.noise = Noise(task.seed, task.stream)
         self.num_pending = len(task.pending_ids)
         self.root_position = len(task.context_slots) + self.num_pending - 1
@@ -46,42 +68,61 @@ class _Growing:
         pending_slots = task.slots[: self.num_pending]
         self.allowed[:, pending_slots] = np.tri(self.num_pending, dtype=bool)
         self.root_visible = self.allowed[-1]
-        self.visible: list[np.ndarray] = []  # per node that has a slot
-        self.token_ids: list[int] = []
-        self.parents: list[int] = []
-        self.frontier = [NO_PARENT]
+        self.builder: StaticTreeBuilder | AdaptiveTreeBuilder
+        if task.adaptive is not None:
+            self.builder = AdaptiveTreeBuilder(task.adaptive)
+        else:
+            self.builder = StaticTreeBuilder(_growmap(task.children), task.kind)
+        self.depth = 0
+        self.num_rows = 1  # of the next logits; the first is the root's
+        self.visible: list[np.ndarray] = []  # [drafted nodes], what each may attend to
         self.row_ids: list[np.ndarray] = []
         self.row_probs: list[np.ndarray] = []
 
-    def gumbel(self, level: int, num: int) -> list[np.ndarray]:
-        """Noise for the children of each frontier node; addressed, so that no timing matters."""
-        position = self.root_position + 1 + level
-        return [self.noise.gumbel(position, Purpose.DRAFT_TOKEN, num, parent + 1) for parent in self.frontier]
+    @property
+    def is_done(self) -> bool:
+        return self.builder.layer is None
 
-    def add_level(self, children: Children, first: int, is_last: bool) -> None:
-        """Append the children of the frontier, rows ``first`` and on of ``children``."""
-        frontier = []
-        for row, parent in enumerate(self.frontier, first):
-            for token_id in children.token_ids[row].tolist():
-                node_idx = len(self.token_ids)
-                self.token_ids.append(token_id)
-                self.parents.append(parent)
-                frontier.append(node_idx)
-                if not is_last:
-                    seen = (self.root_visible if parent == NO_PARENT else self.visible[parent]).copy()
-                    seen[self.slot_of(node_idx)] = True
-                    self.visible.append(seen)
-        rows = slice(first, first + len(self.frontier))
-        self.row_ids.append(children.row_ids[rows])
-        self.row_probs.append(children.row_probs[rows])
-        self.frontier = frontier
+    @property
+    def position(self) -> int:
+        """Of the tokens that the next rows decide."""
+        return self.root_position + 1 + self.depth
 
-    def slot_of(self, node_idx: int) -> int:
-        return int(self.task.slots[self.num_pending + node_idx])
+    def add_children(self, token_ids: list[list[int]], row_ids: np.ndarray, row_probs: np.ndarray) -> None:
+        """Children of each row of a static tree, and the laws that they were drawn from."""
+        assert isinstance(self.builder, StaticTreeBuilder)
+        self.builder.add_layer(token_ids)
+        self.row_ids.append(row_ids)
+        self.row_probs.append(row_probs)
+        self._enter_layer()
+
+    def add_candidates(self, log_probs: np.ndarray, token_ids: np.ndarray) -> None:
+        """The likeliest tokens after each row of an adaptive tree."""
+        assert isinstance(self.builder, AdaptiveTreeBuilder)
+        self.builder.add_layer(log_probs, token_ids)
+        self._enter_layer()
+
+    def _enter_layer(self) -> None:
+        layer = self.builder.layer
+        if layer is None:
+            return
+        self.depth, self.num_rows = layer.depth, len(layer.token_ids)
+        for drafted_idx, parent in enumerate(layer.parents, layer.first_drafted_idx):
+            seen = (self.root_visible if parent == NO_PARENT else self.visible[parent]).copy()
+            seen[self.slot_of(drafted_idx)] = True
+            self.visible.append(seen)
+
+    def slot_of(self, drafted_idx: int) -> int:
+        return int(self.task.slots[self.num_pending + drafted_idx])
+
+
+@lru_cache(maxsize=64)
+def _growmap(children: tuple[int, ...]) -> Growmap:
+    return Growmap(children)
 
 
 class TreeDrafter:
-    """Grows the trees of several tasks level by level, all of a level in one forward."""
+    """Grows the trees of several tasks layer by layer, all of a layer in one forward; leaves are never run."""
 
     def __init__(self, packed: PackedModel, top_m: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.packed = packed
@@ -98,22 +139,24 @@ class TreeDrafter:
         num_columns = 1 + max(int(array.max(initial=0)) for task in tasks for array in (task.context_slots, task.slots))
         growing = [_Growing(task, num_columns) for task in tasks]
         proposals: dict[int, Proposal] = {}
-        num_levels = max(len(task.k_config) for task in tasks)
-        for level in range(num_levels):
-            active = [g for g in growing if level < len(g.task.k_config)]
-            logits = self._forward_context(active) if level == 0 else self._forward_frontier(active)
-            if level == 0 and any(g.task.announce for g in active):
-                publish_barrier(self.packed.cache.arena)
-                for g in active:
-                    if g.task.announce:
-                        on_context(g.task)
-            self._add_level(active, level, logits)
-            done = [g for g in active if level == len(g.task.k_config) - 1]
+        logits = self._forward_context(growing)
+        if any(task.announce for task in tasks):
+            publish_barrier(self.packed.cache.arena)
+            for task in tasks:
+                if task.announce:
+                    on_context(task)
+        active = growing
+        while True:
+            self._add_layer(active, logits)
+            done = [g for g in active if g.is_done]
             if done:
                 publish_barrier(self.packed.cache.arena)
             for g in done:
                 proposals[id(g)] = self._proposal(g, started_ns)
-        return [proposals[id(g)] for g in growing]
+            active = [g for g in active if not g.is_done]
+            if not active:
+                return [proposals[id(g)] for g in growing]
+            logits = self._forward_layer(active)
 
     def _forward_context(self, growing: list[_Growing]) -> torch.Tensor:
         token_ids: list[int] = []
@@ -130,46 +173,90 @@ class TreeDrafter:
         allowed = np.concatenate([g.allowed for g in growing])
         return self.packed.forward(token_ids, positions, slots, allowed, wanted)
 
-    def _forward_frontier(self, growing: list[_Growing]) -> torch.Tensor:
-        token_ids, positions, slots, allowed = [], [], [], []
+    def _forward_layer(self, growing: list[_Growing]) -> torch.Tensor:
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        allowed: list[np.ndarray] = []
         for g in growing:
-            depth = len(g.row_ids)
-            for node_idx in g.frontier:
-                token_ids.append(g.token_ids[node_idx])
-                positions.append(g.root_position + depth)
-                slots.append(g.slot_of(node_idx))
-                allowed.append(g.visible[node_idx])
+            layer = g.builder.layer
+            assert layer is not None
+            token_ids += layer.token_ids
+            positions += [g.root_position + layer.depth] * g.num_rows
+            drafted = range(layer.first_drafted_idx, layer.first_drafted_idx + g.num_rows)
+            slots += map(g.slot_of, drafted)
+            allowed += g.visible[layer.first_drafted_idx :]
         return self.packed.forward(token_ids, positions, slots, np.stack(allowed), range(len(token_ids)))
 
-    def _add_level(self, growing: list[_Growing], level: int, logits: torch.Tensor) -> None:
-        """Draw children; tasks that share law and width are drawn together."""
-        alike: dict[tuple[int, ProposalKind, float], list[tuple[_Growing, int]]] = {}
+    def _add_layer(self, growing: list[_Growing], logits: torch.Tensor) -> None:
+        """Choose children; tasks that choose alike are served together."""
+        alike: dict[_Way, list[tuple[_Growing, int]]] = {}
         first = 0
         for g in growing:
-            key = (g.task.k_config[level], g.task.kind, g.task.draft_temperature)
-            alike.setdefault(key, []).append((g, first))
-            first += len(g.frontier)
-        num_pairs = min(self.top_m, self.packed.vocab_size)
-        for (num_children, kind, temperature), members in alike.items():
-            rows = [row for g, start in members for row in range(start, start + len(g.frontier))]
+            alike.setdefault(g.way, []).append((g, first))
+            first += g.num_rows
+        for way, members in alike.items():
+            rows = [row for g, start in members for row in range(start, start + g.num_rows)]
             chosen = logits if len(rows) == logits.shape[0] else logits[rows]
-            size = noise_size(kind, num_children, num_pairs)
-            noise = [row for g, _ in members for row in g.gumbel(level, size)] if size else []
-            law = DraftLaw(temperature, self.top_m, self.packed.vocab_size)
-            children = propose_children(chosen, num_children, kind, law, noise)
-            at = 0
-            for g, _ in members:
-                width = len(g.frontier)
-                g.add_level(children, at, level == len(g.task.k_config) - 1)
-                at += width
+            alone = [g for g, _ in members]
+            if way.layer_width:
+                self._add_candidates(alone, way, chosen)
+            else:
+                self._add_children(alone, way, chosen)
+
+    def _add_candidates(self, growing: list[_Growing], way: _Way, logits: torch.Tensor) -> None:
+        token_ids, log_probs = likeliest(logits, way.layer_width, self.packed.vocab_size)
+        at = 0
+        for g in growing:
+            rows = slice(at, at + g.num_rows)
+            at = rows.stop
+            g.add_candidates(log_probs[rows], token_ids[rows])
+
+    def _add_children(self, growing: list[_Growing], way: _Way, logits: torch.Tensor) -> None:
+        """All rows get as many children as the one with most, and keep the first ones that they are to have.
+
+        Neither the law nor the noise of those depends on how many follow.
+        """
+        builders = [g.builder for g in growing if isinstance(g.builder, StaticTreeBuilder)]
+        law = DraftLaw(way.temperature, self.top_m, self.packed.vocab_size)
+        num_children = max(max(builder.num_children) for builder in builders)
+        if way.kind is not ProposalKind.IID:  # distinct: a small vocabulary may not have so many
+            exact = way.kind is ProposalKind.DETERMINISTIC or way.temperature == 0
+            num_children = min(num_children, self.packed.vocab_size if exact else law.row_len(self.packed.vocab_size))
+        if way.shared_noise:
+            gumbel = np.stack(
+                [g.noise.gumbel(g.position, Purpose.TARGET_TOKEN, self.packed.vocab_size) for g in growing]
+            )
+            noise_rows = [i for i, g in enumerate(growing) for _ in range(g.num_rows)]
+            token_ids = propose_coupled(logits, num_children, law, gumbel, noise_rows)
+            no_law = np.empty((len(token_ids), 0))
+            children = Children(token_ids, no_law, no_law)
+        else:
+            size = noise_size(way.kind, num_children, law.row_len(self.packed.vocab_size))
+            noise = [
+                g.noise.gumbel(g.position, Purpose.DRAFT_TOKEN, size, node_idx + 1)
+                for g, builder in zip(growing, builders, strict=True)
+                for node_idx in builder.node_idxs
+                if size
+            ]
+            children = propose_children(logits, num_children, way.kind, law, noise)
+        at = 0
+        for g, builder in zip(growing, builders, strict=True):
+            rows = slice(at, at + g.num_rows)
+            at = rows.stop
+            counts = builder.num_children
+            kept = [ids[:num].tolist() for ids, num in zip(children.token_ids[rows], counts, strict=True)]
+            g.add_children(kept, children.row_ids[rows], children.row_probs[rows])
 
     def _proposal(self, g: _Growing, started_ns: int) -> Proposal:
-        task = g.task
+        task, grown = g.task, g.builder.grown()
+        no_law = [np.empty((0, 0))]
         return Proposal(
             task.branch_id, task.round, task.epoch, started_ns, self.clock_ns(),
             self.packed.forward_ns - self.forward_before_ns,
-            tuple(g.token_ids), tuple(g.parents), task.kind,
-            np.concatenate(g.row_ids).astype("<i4"), np.concatenate(g.row_probs).astype("<f4"),
+            grown.tree.token_ids, grown.tree.parents, grown.tree.kind,
+            np.concatenate(g.row_ids or no_law).astype("<i4"), np.concatenate(g.row_probs or no_law).astype("<f4"),
+            grown.drafted_idx, grown.draws if isinstance(grown, GrownStaticTree) else (),
         )  # fmt: skip
 
 

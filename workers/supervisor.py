@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 import zmq  # noqa: F401  preloaded for the workers; no context is made here
 
 from seedmp.config import EngineConfig, Placement, resolve_placement
+from seedmp.decoding.constraint import Constrainer, automaton_tokenizer
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.ipc.arena import (
     ArenaLayout,
@@ -236,7 +238,11 @@ class Supervisor:
         limits = Limits(max_len, self.vocab_size, frozenset(eos_token_ids(self.target_spec)))
         decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         scheduler = Scheduler(config, limits, decode)
-        runner = TargetRunner(PackedModel(model, arena, self.vocab_size))
+        constrainer = None
+        if tokenizer is not None:
+            make_tokenizer = partial(automaton_tokenizer, tokenizer, sorted(limits.eos_token_ids))
+            constrainer = Constrainer(make_tokenizer, self.vocab_size)
+        runner = TargetRunner(PackedModel(model, arena, self.vocab_size), constrainer)
         layout = str(shared.layout) if shared is not None else ""
         verifier = Verifier(
             config, scheduler, runner, self.folder, group.index, group.verifier_epoch, pipe, layout, tensors

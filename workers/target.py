@@ -20,12 +20,14 @@ import zmq
 
 from seedmp.config import EngineConfig
 from seedmp.decoding.accept import DraftRows, accept, rule_for
-from seedmp.errors import ProtocolError
+from seedmp.decoding.constraint import Constrainer, regex_of
+from seedmp.errors import ProtocolError, RequestError
 from seedmp.ipc.channel import RouterChannel, receive_on_pipe
 from seedmp.ipc.endpoints import draft_endpoint, engine_endpoint
 from seedmp.ipc.messages import (
     PROTOCOL_VERSION,
     Cancel,
+    CloseBranches,
     Committed,
     ContextReady,
     CudaTensor,
@@ -62,11 +64,16 @@ NS_PER_MS = 1_000_000
 class TargetRunner:
     """Runs forwards of the target and applies the accept rules.
 
+    Args:
+        packed: the target.
+        constrainer: of the target's tokenizer; None refuses constrained requests.
+
     Runs in: verifier process, main thread.
     """
 
-    def __init__(self, packed: PackedModel) -> None:
+    def __init__(self, packed: PackedModel, constrainer: Constrainer | None = None) -> None:
         self.packed = packed
+        self.constrainer = constrainer
 
     def run(self, segments: Sequence[actions.Segment]) -> tuple[list[events.Outcome], dict[int, np.ndarray]]:
         """One packed forward over all segments.
@@ -121,16 +128,47 @@ class TargetRunner:
                 scores[s.branch_id] = _log_probs(s.tree, rows)
                 outcomes.append(events.Outcome(s.branch_id, (), 0))
                 continue
-            law = TargetLaw(s.params.temperature, s.params.top_p, s.params.top_k, self.packed.vocab_size)
-            position = s.position + len(s.chain_ids)
-            assert s.params.seed is not None
-            verdict = accept(
-                rule_for(s.tree.kind, s.params.temperature), s.tree,
-                s.payload if isinstance(s.payload, DraftRows) else None,
-                rows, law, Noise(s.params.seed, s.stream), position,
-            )  # fmt: skip
-            outcomes.append(events.Outcome(s.branch_id, verdict.accepted, verdict.next_token))
+            try:
+                outcomes.append(self._verify(s, rows))
+            except RequestError as error:
+                outcomes.append(events.Outcome(s.branch_id, (), 0, problem=str(error)))
         return outcomes, scores
+
+    def _verify(self, s: actions.Segment, rows: torch.Tensor) -> events.Outcome:
+        """Apply the accept rule; what a constraint forbids is taken from the target's law before."""
+        constrained = None
+        if s.params.is_constrained:
+            if self.constrainer is None:
+                raise RequestError("the target has no tokenizer: its text cannot be constrained")
+            constrained = self.constrainer.walk(regex_of(s.params), s.generated_ids, s.tree)
+            rows = constrained.mask(rows)
+        law = TargetLaw(s.params.temperature, s.params.top_p, s.params.top_k, self.packed.vocab_size)
+        position = s.position + len(s.chain_ids)
+        assert s.params.seed is not None
+        verdict = accept(
+            rule_for(s.tree.kind, s.params.temperature), s.tree,
+            s.payload if isinstance(s.payload, DraftRows) else None,
+            rows, law, Noise(s.params.seed, s.stream), position,
+        )  # fmt: skip
+        num_kept = None if constrained is None else constrained.end(verdict.accepted, verdict.next_token)
+        return events.Outcome(s.branch_id, verdict.accepted, verdict.next_token, num_kept)
+
+
+def read_proposal(msg: Proposal, vocab_size: int) -> tuple[TokenTree, DraftRows | None]:
+    """The tree that was proposed, and the laws that it was drawn from if the accept rule needs them.
+
+    Raises:
+        ProtocolError: they are no tree or no laws, or two nodes claim one slot.
+    """
+    tree = TokenTree(msg.token_ids, msg.parents, msg.kind)
+    in_slots = [drafted_idx for drafted_idx in msg.drafted_idx if drafted_idx >= 0]
+    if len(msg.drafted_idx) != len(tree) or len(set(in_slots)) < len(in_slots):
+        raise ProtocolError(f"slots {msg.drafted_idx[:8]} of {len(tree)} nodes: each node needs an entry of its own")
+    if msg.kind is ProposalKind.DETERMINISTIC:
+        return tree, None
+    rows = DraftRows(msg.row_ids, msg.row_probs, msg.draws)
+    rows.validate(tree, vocab_size)
+    return tree, rows
 
 
 def _log_probs(tree: TokenTree, rows: torch.Tensor) -> np.ndarray:
@@ -257,10 +295,7 @@ class Verifier:
 
     def _on_proposal(self, peer: bytes, msg: Proposal) -> None:
         try:
-            tree = TokenTree(msg.token_ids, msg.parents, msg.kind)
-            rows = None if msg.kind is ProposalKind.DETERMINISTIC else DraftRows(msg.row_ids, msg.row_probs)
-            if rows is not None:
-                rows.validate(tree, self.runner.packed.vocab_size)
+            tree, rows = read_proposal(msg, self.runner.packed.vocab_size)
         except ProtocolError as error:
             self.drafts.num_malformed += 1
             log.warning("dropped a malformed proposal: %s", error)
@@ -276,20 +311,29 @@ class Verifier:
         self.draft_forward_ns += msg.forward_ns
         self.draft_overhead_ns += msg.ready_ns - msg.started_ns - msg.forward_ns
         self._tell(
-            events.ProposalArrived(worker_id, msg.branch_id, msg.round, msg.started_ns, msg.ready_ns, tree, rows)
+            events.ProposalArrived(
+                worker_id, msg.branch_id, msg.round, msg.started_ns, msg.ready_ns, tree, rows, msg.drafted_idx
+            )
         )
 
     def _on_engine_message(self, peer: bytes, msg: Any) -> None:
         if isinstance(msg, Submit):
             branch_id = self._new_branch(peer, msg.request_id)
             if branch_id is not None:
-                self._tell(events.BranchSubmitted(branch_id, msg.stream, msg.prompt_ids, msg.committed_ids, msg.params))
+                self._tell(
+                    events.BranchSubmitted(
+                        branch_id, msg.stream, msg.prompt_ids, msg.committed_ids, msg.params,
+                        _keeper(peer, msg.branch), _keeper(peer, msg.child),
+                    )
+                )  # fmt: skip
         elif isinstance(msg, Score):
             self._on_score(peer, msg)
         elif isinstance(msg, Cancel):
             branch_id = self.branch_ids.get((peer, msg.request_id))
             if branch_id is not None:
                 self._tell(events.BranchCancelled(branch_id))
+        elif isinstance(msg, CloseBranches):
+            self._tell(events.KeepersLeft(tuple((peer, branch) for branch in msg.branches), msg.free))
         elif isinstance(msg, StatsQuery):
             self.engines.send(peer, self._stats(msg))
         elif isinstance(msg, EngineHello):
@@ -319,7 +363,7 @@ class Verifier:
         for length in msg.lengths:
             parents += [NO_PARENT, *range(len(parents), len(parents) + length - 1)]
         tree = TokenTree(msg.token_ids, tuple(parents), ProposalKind.DETERMINISTIC)
-        self._tell(events.ScoreRequested(branch_id, msg.prompt_ids, tree))
+        self._tell(events.ScoreRequested(branch_id, msg.prompt_ids, tree, _keeper(peer, msg.branch)))
 
     # --- orders ---------------------------------------------------------------------------------
 
@@ -348,9 +392,9 @@ class Verifier:
     def _send_draft_task(self, order: actions.SendDraftTask) -> None:
         epoch = self.scheduler.workers[order.worker_id]
         task = DraftTask(
-            order.branch_id, order.round, epoch, order.seed, order.stream, order.k_config, order.kind,
+            order.branch_id, order.round, epoch, order.seed, order.stream, order.children, order.kind,
             order.draft_temperature, order.announce, np.asarray(order.context_slots, dtype="<i4"),
-            order.pending_ids, np.asarray(order.slots, dtype="<i4"),
+            order.pending_ids, np.asarray(order.slots, dtype="<i4"), order.adaptive, order.shared_noise,
         )  # fmt: skip
         self.drafts.send(f"draft-{order.worker_id}-{epoch}".encode(), task)
 
@@ -399,6 +443,7 @@ class Verifier:
             "drafts_alive": len(scheduler.workers),
             "target_slots_free": scheduler.target_slots.num_free,
             "draft_slots_free": scheduler.draft_slots.num_free,
+            "branches_kept": scheduler.target_slots.num_kept,
             "target_slots_leased": scheduler.target_slots.num_leased,
             "draft_slots_leased": scheduler.draft_slots.num_leased,
         }
@@ -419,6 +464,10 @@ class Verifier:
         self.engines.close()
         self.drafts.close()
         self.context.term()
+
+
+def _keeper(peer: bytes, branch: int) -> tuple[bytes, int] | None:
+    return (peer, branch) if branch else None
 
 
 def _worker_id(peer: bytes) -> int | None:

@@ -18,6 +18,7 @@ from seedmp.decoding.specinfer import SpecInferTrial
 from seedmp.decoding.target_sample import sample_token
 from seedmp.errors import ConfigError, ProtocolError
 from seedmp.sampling import Noise, Purpose, TargetLaw
+from seedmp.token_tree.merge import MergedTree
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
 
 __all__ = ["AcceptRule", "DraftRows", "Verdict", "accept", "check_rule", "rule_for", "sample_token"]
@@ -52,6 +53,8 @@ class DraftRows:
     Args:
         ids: [I, m] int32, distinct in a row; row r belongs to ``tree.internal_nodes[r]``.
         probs: [I, m] float32, exactly the numbers that were drawn from.
+        draws: [M] node of each draw of an IID tree whose equal siblings are one node (``token_tree.merge``);
+            empty if every node was drawn once.
 
     Raises:
         ProtocolError: the shapes differ, or are not two-dimensional.
@@ -59,6 +62,7 @@ class DraftRows:
 
     ids: np.ndarray
     probs: np.ndarray
+    draws: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.probs.shape:
@@ -70,7 +74,7 @@ class DraftRows:
         Raises:
             ProtocolError: a row is missing or is no law over the vocabulary, or a child cannot have been
                 drawn from its parent's row: it has no probability there, or repeats a sibling in a tree
-                drawn without replacement.
+                drawn without replacement; or the draws are not those of the tree's nodes.
         """
         if len(self.ids) != len(tree.internal_nodes):
             raise ProtocolError(f"{len(self.ids)} draft rows for {len(tree.internal_nodes)} nodes with children")
@@ -85,6 +89,8 @@ class DraftRows:
         drawn = (self.ids[rows] == np.array(tree.token_ids)[:, None]) & (self.probs[rows] > 0)
         if not drawn.any(-1).all():
             raise ProtocolError("a draft token has no probability in the draft row that it came with")
+        if self.draws and (tree.kind is not ProposalKind.IID or set(self.draws) != set(range(len(tree)))):
+            raise ProtocolError(f"draws that do not belong to the {len(tree)} nodes of a {tree.kind.value} tree")
         distinct = tree.kind is ProposalKind.WITHOUT_REPLACEMENT
         if distinct and len(set(zip(tree.parents, tree.token_ids, strict=True))) < len(tree):
             raise ProtocolError("equal siblings in a tree that was drawn without replacement")
@@ -147,7 +153,7 @@ def accept(
         logits: [N + 1, V] any float dtype; row 0 after the committed prefix, row 1 + i after node i.
         law: what the target's logits stand for.
         noise: same noise, same verdict. TARGET_TOKEN draws the target's own token, ACCEPT has one
-            uniform per child, RECOVERED_TOKEN draws from a residual.
+            uniform per draw, RECOVERED_TOKEN draws from a residual.
         position: absolute position of the first token to decide; tree depth d is decided at position + d - 1.
 
     Returns:
@@ -189,9 +195,12 @@ def _accept_by_trials(
     num_rows = 0 if draft_rows is None else len(draft_rows.ids)
     if num_rows != len(tree.internal_nodes):
         raise ProtocolError(f"{num_rows} draft rows for {len(tree.internal_nodes)} nodes with children")
+    trials = tree.children
+    if draft_rows is not None and draft_rows.draws:
+        trials = MergedTree(tree, draft_rows.draws).trials
     path: list[int] = []
     node_idx = NO_PARENT
-    while children := tree.children[node_idx + 1]:
+    while children := trials[node_idx + 1]:  # with repeats where a token was drawn again
         assert draft_rows is not None
         row = tree.internal_nodes.index(node_idx)
         trial = trial_type(_target_probs(law, logits, node_idx), draft_rows.ids[row], draft_rows.probs[row])

@@ -126,3 +126,45 @@ def propose_children(
     else:
         drawn = (-(log_probs + noise.reshape(num_rows, m))).argsort(-1)[:, :num_children]
     return Children(np.take_along_axis(row_ids, drawn, -1), row_ids, row_probs)
+
+
+def propose_coupled(
+    logits: torch.Tensor, num_children: int, law: DraftLaw, gumbel: np.ndarray, noise_rows: Sequence[int]
+) -> np.ndarray:
+    """The k largest of log q + g, with the noise that the target draws its own token with.
+
+    Where draft and target agree the same token is largest in both, so sharing the noise is what makes a
+    child likely to be accepted. All tokens take part, not only top_m: no law has to travel.
+
+    Args:
+        logits: [R, V] any float dtype.
+        num_children: k.
+        law: its temperature is above 0.
+        gumbel: [G, V] Gumbel noise of the positions that are decided.
+        noise_rows: [R] which of them belongs to each row.
+
+    Returns:
+        [R, k] int32, or fewer columns if there are fewer tokens.
+
+    Runs in: draft process.
+    """
+    logits = logits.detach()[:, : law.vocab_size].float() / law.temperature
+    noise = torch.from_numpy(gumbel.astype(np.float32)).to(logits.device)
+    keys = logits + noise[list(noise_rows)]
+    top_ids: np.ndarray = keys.topk(min(num_children, keys.shape[1]), dim=-1).indices.cpu().numpy().astype(np.int32)
+    return top_ids
+
+
+def likeliest(logits: torch.Tensor, num_candidates: int, vocab_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """[R, k] ids and float32 log-probabilities of each row's likeliest tokens, at temperature 1.
+
+    Args:
+        logits: [R, V] any float dtype.
+        num_candidates: k; fewer if there are fewer tokens.
+        vocab_size: real tokens, or None.
+
+    Runs in: draft process.
+    """
+    log_probs = logits.detach()[:, :vocab_size].float().log_softmax(-1)
+    top = log_probs.topk(min(num_candidates, log_probs.shape[1]), dim=-1)
+    return top.indices.cpu().numpy(), top.values.cpu().numpy()

@@ -5,25 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from seedmp.sampling import SamplingParams
+from seedmp.token_tree.opt_tree import AdaptiveShape
 from seedmp.token_tree.tree import ProposalKind, TokenTree
 
 
 @dataclass(frozen=True)
 class SendDraftTask:
-    """Lend slots to a worker and let it grow one proposal."""
+    """Lend slots to a worker and let it grow one proposal; fields as in DraftTask."""
 
     worker_id: int
     branch_id: int
     round: int
     seed: int
     stream: int
-    k_config: tuple[int, ...]
+    children: tuple[int, ...]
     kind: ProposalKind
     draft_temperature: float
     announce: bool
     context_slots: tuple[int, ...]
     pending_ids: tuple[int, ...]
     slots: tuple[int, ...]
+    adaptive: AdaptiveShape | None = None
+    shared_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Segment:
         tree: draft tokens below the chain's last token.
         tree_slots: their slots.
         payload: draft probabilities, opaque here.
+        generated_ids: the branch's tokens since the prompt, if they are constrained and ``verify``.
     """
 
     branch_id: int
@@ -54,6 +58,7 @@ class Segment:
     stream: int
     params: SamplingParams
     payload: object = None
+    generated_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field, replace
 
 from seedmp.config import EngineConfig, Method, Schedule
 from seedmp.errors import InvalidTransitionError, InvariantError, OutOfSlotsError
@@ -35,6 +35,7 @@ from seedmp.scheduler.events import (
     ContextComputed,
     Event,
     ForwardFinished,
+    KeepersLeft,
     Outcome,
     ProposalArrived,
     ScoreRequested,
@@ -42,8 +43,9 @@ from seedmp.scheduler.events import (
     WorkerLost,
 )
 from seedmp.scheduler.policies import POLICIES, Outlook, QueueItem
+from seedmp.scheduler.siblings import SiblingTexts
 from seedmp.stopping import Decode, Stop, find_stop
-from seedmp.token_tree.k_config import num_drafted, num_nodes
+from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.tree import EMPTY_TREE, TokenTree
 
 MIN_SHARED_TOKENS = 16  # a branch waits for another's draft prefill only if it saves so many tokens
@@ -92,11 +94,14 @@ class Branch:
     target_path: list[int] = field(default_factory=list)
     draft_path: list[int] = field(default_factory=list)
     tree: TokenTree = EMPTY_TREE
+    drafted_idx: tuple[int, ...] = ()  # into the lease's tree_slots, for each node of the tree
     payload: object = None
     task: DraftLease | None = None
     ready_ns: int = 0
     preempted_ns: int = 0
     score: bool = False
+    prompt_keeper: Hashable | None = None
+    keeper: Hashable | None = None
     counters: BranchCounters = field(default_factory=BranchCounters)
 
 
@@ -149,7 +154,9 @@ class Scheduler:
         self.leases: dict[tuple[int, int], DraftLease] = {}  # by (branch_id, round)
         self.target_slots = SlotTree(config.kv_slots)
         self.draft_slots = SlotTree(config.num_draft_slots)
+        self.siblings = SiblingTexts()  # of use to ``ngram`` alone
         self.forward: tuple[Segment, ...] | None = None
+        self._cut_trees: dict[int, Growmap] = {}  # the static tree by the depth that is of use
         self.counters = {
             name: 0
             for name in (
@@ -165,6 +172,7 @@ class Scheduler:
             BranchSubmitted: self._on_submitted,
             ScoreRequested: self._on_score_requested,
             BranchCancelled: self._on_cancelled,
+            KeepersLeft: self._on_keepers_left,
             WorkerJoined: self._on_worker_joined,
             WorkerLost: self._on_worker_lost,
             ContextComputed: self._on_context_computed,
@@ -200,8 +208,9 @@ class Scheduler:
         branch = Branch(
             event.branch_id, event.stream, event.params, tokens, len(event.prompt_ids),
             min(event.params.max_tokens, room), now_ns,
+            prompt_keeper=event.prompt_keeper, keeper=event.keeper,
         )  # fmt: skip
-        problem = self._why_never(branch, num_nodes(self.config.k_config))
+        problem = self._why_never(branch, self.config.max_tree_nodes)
         if problem:
             self.counters["failed"] += 1
             return [FailBranch(event.branch_id, "RejectedError", problem)]
@@ -221,6 +230,7 @@ class Scheduler:
         branch = Branch(
             event.branch_id, 0, SamplingParams(), list(event.prompt_ids), len(event.prompt_ids),
             max(event.tree.depths, default=0), now_ns, score=True, tree=event.tree,
+            prompt_keeper=event.prompt_keeper,
         )  # fmt: skip
         problem = self._why_never(branch, len(event.tree))
         if problem:
@@ -246,11 +256,14 @@ class Scheduler:
                 f"the prompt has {branch.prompt_len} tokens: the models allow {self.limits.max_model_len}, "
                 "new tokens included"
             )
-        needed = branch.prompt_len + branch.max_new + num_tree + 1
-        for name, slots in (("kv_slots", self.target_slots), ("draft_kv_slots", self.draft_slots)):
+        arenas = [("kv_slots", self.target_slots, num_tree)]
+        if self.config.drafts_per_group and not branch.score:
+            arenas.append(("draft_kv_slots", self.draft_slots, self.config.max_drafted))
+        for name, slots, num in arenas:
+            needed = branch.prompt_len + branch.max_new + num + 1
             if needed > slots.num_slots:
                 return (
-                    f"prompt of {branch.prompt_len} tokens + {branch.max_new} new + a tree of {num_tree} "
+                    f"prompt of {branch.prompt_len} tokens + {branch.max_new} new + a tree of {num} "
                     f"need {needed} KV slots: {name} is {slots.num_slots}"
                 )
         return ""
@@ -264,6 +277,12 @@ class Scheduler:
         self._drop(branch)
         self.counters["failed"] += 1
         return [FailBranch(event.branch_id, "CancelledError", "the request was cancelled")]
+
+    def _on_keepers_left(self, event: KeepersLeft, now_ns: int) -> list[Action]:
+        for slots in (self.target_slots, self.draft_slots):
+            for keeper in event.keepers:
+                slots.drop_keeper(keeper, free=event.free)
+        return []
 
     def _on_worker_joined(self, event: WorkerJoined, now_ns: int) -> list[Action]:
         self.workers[event.worker_id] = event.epoch
@@ -306,6 +325,7 @@ class Scheduler:
             taken = event.ready_ns - lease.sent_ns
             self._draft_ns = taken if not self._draft_ns else 0.8 * self._draft_ns + 0.2 * taken
         branch.tree, branch.payload, branch.ready_ns = event.tree, event.payload, event.ready_ns
+        branch.drafted_idx = event.drafted_idx
         self._move(branch, BranchState.PROPOSED)
         return []
 
@@ -329,11 +349,20 @@ class Scheduler:
     def _commit(self, branch: Branch, segment: Segment, outcome: Outcome, now_ns: int) -> list[Action]:
         if branch.score:
             self._give_back_tree(segment, ())
+            self._keep(branch)
             self._drop(branch)
             self.counters["finished"] += 1
             return [FinishBranch(branch.branch_id, "score", counters=branch.counters)]
+        if outcome.problem:
+            self._give_back_tree(segment, ())
+            self._drop(branch)
+            self.counters["failed"] += 1
+            return [FailBranch(branch.branch_id, "RequestError", outcome.problem)]
         new_ids = [*(segment.tree.token_ids[i] for i in outcome.accepted), outcome.next_token]
         stop = self._find_stop(branch, branch.tokens[branch.prompt_len :], new_ids)
+        end = outcome.num_kept
+        if end is not None and (end < stop.num_kept or (end == stop.num_kept and stop.reason != "stop")):
+            stop = Stop(end, "stop")  # the constrained text is complete
         new_ids = new_ids[: stop.num_kept]
         self._count_round(branch, segment, min(len(outcome.accepted), stop.num_kept), len(new_ids), now_ns)
         kept = outcome.accepted[: stop.num_kept]
@@ -341,8 +370,9 @@ class Scheduler:
         branch.tokens += new_ids
         branch.tree, branch.payload, branch.task = EMPTY_TREE, None, None
         branch.round += 1
-        actions: list[Action] = [CommitTokens(branch.branch_id, tuple(new_ids))]
+        actions: list[Action] = [CommitTokens(branch.branch_id, tuple(new_ids))] if new_ids else []
         if stop.reason:
+            self._keep(branch)
             self._drop(branch)
             self.counters["finished"] += 1
             return [*actions, FinishBranch(branch.branch_id, stop.reason, stop.text, branch.counters)]
@@ -369,8 +399,12 @@ class Scheduler:
         self._give_back_tree(segment, accepted)
         lease = branch.task
         if lease is not None:
-            drafted = [i for i in accepted if i < len(lease.tree_slots)]  # leaves have no draft KV
-            kept = [(segment.tree.token_ids[i], lease.tree_slots[i]) for i in drafted]
+            kept: list[tuple[int, int]] = []
+            for node_idx in accepted[: len(branch.drafted_idx)]:
+                drafted_idx = branch.drafted_idx[node_idx]
+                if not 0 <= drafted_idx < len(lease.tree_slots):
+                    break  # a leaf: it has no draft KV, nor has what may follow it
+                kept.append((segment.tree.token_ids[node_idx], lease.tree_slots[drafted_idx]))
             self._set_path(self.draft_slots, branch.draft_path, kept)
             taken = {slot for _, slot in kept}
             self.draft_slots.give_back(slot for slot in lease.tree_slots if slot not in taken)
@@ -406,6 +440,14 @@ class Scheduler:
         self._move_hold(slots, old_tail, path[-1] if path else NO_SLOT)
         return len(path) - before
 
+    def _keep(self, branch: Branch) -> None:
+        """A branch is complete: whoever may continue its prompt or its text keeps the KV."""
+        for slots, path in ((self.target_slots, branch.target_path), (self.draft_slots, branch.draft_path)):
+            if path and branch.prompt_keeper is not None:
+                slots.keep(branch.prompt_keeper, path[: branch.prompt_len][-1])
+            if path and branch.keeper is not None:
+                slots.keep(branch.keeper, path[-1])
+
     def _drop_path(self, slots: SlotTree, path: list[int]) -> None:
         if path:
             slots.release(path[-1])
@@ -419,6 +461,8 @@ class Scheduler:
         branch.task = None
         self._drop_path(self.target_slots, branch.target_path)
         self._drop_path(self.draft_slots, branch.draft_path)
+        if self.config.method is Method.NGRAM and not branch.score:
+            self.siblings.end(branch.branch_id, branch.tokens)
         del self.branches[branch.branch_id]
 
     # --- drafting -------------------------------------------------------------------------------
@@ -439,29 +483,43 @@ class Scheduler:
         for branch in self.branches.values():
             if branch.state is not BranchState.DRAFTABLE:
                 continue
-            k_config = self._k_config_of(branch)
-            if not k_config:
-                branch.ready_ns = now_ns
-                self._move(branch, BranchState.PROPOSED)
+            room = self._room_of(branch)
+            if not self.config.drafts_per_group or room < 1:
+                self._propose_without_draft(branch, room, now_ns)
                 continue
             if not self.workers:
                 break
             self.counters["shared_draft_tokens"] += self._share(self.draft_slots, branch.draft_path, branch.tokens)
             if self._worth_waiting(branch):
                 continue
-            task = self._lend(branch, k_config, now_ns)
+            task = self._lend(branch, room, now_ns)
             if task is None:
                 break
             actions.append(task)
         return actions
 
-    def _k_config_of(self, branch: Branch) -> tuple[int, ...]:
-        """The levels that can still be of use: not beyond ``max_tokens`` or the models' positions."""
-        if self.config.method is Method.AR:
-            return ()
+    def _room_of(self, branch: Branch) -> int:
+        """The depth of a tree that can still be of use: not beyond ``max_tokens`` or the models' positions."""
         num_left = branch.prompt_len + branch.max_new - len(branch.tokens)
-        depth = min(num_left - 1, self.limits.max_model_len - len(branch.tokens))
-        return self.config.k_config[: max(depth, 0)]
+        return min(num_left - 1, self.limits.max_model_len - len(branch.tokens))
+
+    def _propose_without_draft(self, branch: Branch, room: int, now_ns: int) -> None:
+        """Prompt lookup, or nothing but the target's next token."""
+        shape = self.config.ngram_shape
+        if shape is not None and room >= 1:
+            shape = replace(shape, max_depth=min(shape.max_depth, room))
+            branch.tree = self.siblings.propose(branch.branch_id, branch.tokens, shape)
+        branch.ready_ns = now_ns
+        self._move(branch, BranchState.PROPOSED)
+
+    def _static_tree(self, room: int) -> Growmap | None:
+        """The configured tree without the levels that are of no use."""
+        growmap = self.config.static_tree
+        if growmap is None or room >= growmap.depth:
+            return growmap
+        if room not in self._cut_trees:
+            self._cut_trees[room] = growmap.cut(room)
+        return self._cut_trees[room]
 
     def _worth_waiting(self, branch: Branch) -> bool:
         """Whether another branch is just computing a prompt that this one could share."""
@@ -477,9 +535,14 @@ class Scheduler:
                 return True
         return False
 
-    def _lend(self, branch: Branch, k_config: tuple[int, ...], now_ns: int) -> SendDraftTask | None:
+    def _lend(self, branch: Branch, room: int, now_ns: int) -> SendDraftTask | None:
+        """Slots for the most that the draft can run forward; those that it did not need come back."""
         pending = tuple(branch.tokens[len(branch.draft_path) :])
-        num_tree = num_drafted(k_config)
+        static, adaptive = self._static_tree(room), self.config.adaptive_shape
+        num_tree = static.num_drafted if static is not None else 0
+        if adaptive is not None:
+            adaptive = replace(adaptive, max_depth=min(adaptive.max_depth, room))
+            num_tree = adaptive.max_drafted
         try:
             slots = self._lease_draft(branch, len(pending) + num_tree)
         except OutOfSlotsError:
@@ -499,12 +562,16 @@ class Scheduler:
         )  # fmt: skip
         self.leases[branch.branch_id, branch.round] = branch.task
         self._move(branch, BranchState.DRAFTING)
+        coupled = self.config.method is Method.COUPLED
         draft_temperature = branch.params.effective_draft_temperature
+        if coupled and branch.params.temperature == 0:
+            draft_temperature = 0.0  # the target draws nothing: there is no noise to share
         assert branch.params.seed is not None
         return SendDraftTask(
-            worker_id, branch.branch_id, branch.round, branch.params.seed, branch.stream, k_config,
+            worker_id, branch.branch_id, branch.round, branch.params.seed, branch.stream,
+            static.num_children if static is not None else (),
             self.config.proposal_kind(draft_temperature), draft_temperature, announce,
-            tuple(branch.draft_path), pending, tuple(slots),
+            tuple(branch.draft_path), pending, tuple(slots), adaptive, coupled and draft_temperature > 0,
         )  # fmt: skip
 
     def _lease_draft(self, branch: Branch, num: int) -> list[int]:
@@ -621,6 +688,7 @@ class Scheduler:
         return Segment(
             branch.branch_id, context, start, tuple(chain_ids), tuple(path[start:end]), verify, branch.score and verify,
             tree, tuple(slots[end - start :]), branch.stream, branch.params, branch.payload,
+            tuple(branch.tokens[branch.prompt_len :]) if verify and branch.params.is_constrained else (),
         )  # fmt: skip
 
     def _preempt(self, keep: int, now_ns: int) -> int | None:

@@ -15,6 +15,7 @@ import pytest
 from seedmp.ipc import codec
 from seedmp.ipc import messages as m
 from seedmp.sampling import SamplingParams
+from seedmp.token_tree.opt_tree import AdaptiveShape
 from seedmp.token_tree.tree import ProposalKind
 from tests.property.test_codec import same
 
@@ -37,14 +38,19 @@ INSTANCES: list[Any] = [
     m.Proposal(
         5, 3, 1, 10**12, 10**12 + 5, 4, (11, 12, 300), (-1, -1, 0), SWOR,
         ints(11, 12, 300, 9).reshape(2, 2), np.array([[0.75, 0.25], [1.0, 0.5]], dtype="<f4"),
+        (0, -1, -1), (0, 1, 0, 2),
     ),
     CUDA,
     m.DraftWelcome((CUDA,)),
-    m.DraftTask(5, 3, 1, 2**40, 2, (2, 2, 1), SWOR, 0.2, True, ints(0, 1, 70000), (11, 12), ints(3, 4)),
+    m.DraftTask(
+        5, 3, 1, 2**40, 2, (2, 1, 0, 0), SWOR, 0.2, True, ints(0, 1, 70000), (11, 12), ints(3, 4),
+        AdaptiveShape(20, 20, 8, 0.5), True,
+    ),
     m.Shutdown(),
     m.EngineHello(1),
-    m.Submit(9, 0, (1, 2, 300), (4,), PARAMS),
-    m.Score(9, (1, 2), (3, 4, 5), (2, 1)),
+    m.Submit(9, 0, (1, 2, 300), (4,), PARAMS, 3, 4),
+    m.Score(9, (1, 2), (3, 4, 5), (2, 1), 3),
+    m.CloseBranches((3, 4), True),
     m.Cancel(9),
     m.StatsQuery(4, True, False),
     m.EngineWelcome(1, 1024, 8192),

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedmp.config import EngineConfig, Method
-from seedmp.decoding.accept import DraftRows
+from seedmp.config import EngineConfig
 from seedmp.ipc.arena import layout_for
 from seedmp.ipc.messages import DraftTask
 from seedmp.models.load import ModelSpec, load_model
@@ -20,9 +19,8 @@ from seedmp.models.packed import PackedModel, max_positions
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
 from seedmp.scheduler.scheduler import Limits, Scheduler
-from seedmp.token_tree.tree import ProposalKind, TokenTree
 from seedmp.workers.draft import TreeDrafter
-from seedmp.workers.target import TargetRunner
+from seedmp.workers.target import TargetRunner, read_proposal
 
 MAX_TICKS = 20_000
 
@@ -75,7 +73,7 @@ class LocalLoop:
         self.outcomes: dict[int, Outcome] = {}
         self.failures: dict[int, str] = {}
         self.max_segments = 0
-        if self.config.method is not Method.AR:
+        if self.config.drafts_per_group:
             for worker_id in range(self.config.num_drafts):
                 self._tell(events.WorkerJoined(worker_id, 0))
 
@@ -130,9 +128,9 @@ class LocalLoop:
 
     def _enqueue(self, order: actions.SendDraftTask) -> None:
         task = DraftTask(
-            order.branch_id, order.round, 0, order.seed, order.stream, order.k_config, order.kind,
+            order.branch_id, order.round, 0, order.seed, order.stream, order.children, order.kind,
             order.draft_temperature, order.announce, np.asarray(order.context_slots, dtype="<i4"),
-            order.pending_ids, np.asarray(order.slots, dtype="<i4"),
+            order.pending_ids, np.asarray(order.slots, dtype="<i4"), order.adaptive, order.shared_noise,
         )  # fmt: skip
         for worker_id, tasks in self.tasks:
             if worker_id == order.worker_id:
@@ -145,14 +143,10 @@ class LocalLoop:
             self._tell(events.ContextComputed(task.branch_id, task.round))
 
         for proposal in self.drafter.draft(tasks, announce):
-            tree = TokenTree(proposal.token_ids, proposal.parents, proposal.kind)
-            rows = None
-            if proposal.kind is not ProposalKind.DETERMINISTIC:
-                rows = DraftRows(proposal.row_ids, proposal.row_probs)
-                rows.validate(tree, self.runner.packed.vocab_size)
+            tree, rows = read_proposal(proposal, self.runner.packed.vocab_size)
             self._tell(
                 events.ProposalArrived(
                     worker_id, proposal.branch_id, proposal.round, proposal.started_ns, proposal.ready_ns,
-                    tree, rows,
+                    tree, rows, proposal.drafted_idx,
                 )
             )  # fmt: skip

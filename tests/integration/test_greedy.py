@@ -108,6 +108,53 @@ def test_drafting_changes_no_token(name: str, method: Method, get_case: Callable
                 assert (loop.max_segments > 1) >= (many and k_config is CHAIN), setting
 
 
+# Each method with the trees that only it has; draft temperature 1 and the target's 0.
+METHODS: dict[str, dict[str, Any]] = {
+    "specinfer-expansion": {"method": Method.SPECINFER, "k_config": (3, 2, 1)},
+    "specinfer-chains": {"method": Method.SPECINFER, "growmap": "3x4"},
+    "sequoia": {"method": Method.SEQUOIA, "growmap": (3, 2, 1, 0, 2, 0, 1, 0, 0, 0)},
+    "opt-tree": {"method": Method.OPT_TREE, "nodes": 10, "max_depth": 4, "threshold": 0.1},
+    "ngram": {"method": Method.NGRAM},
+    "coupled": {"method": Method.COUPLED, "growmap": "3x3"},
+}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma2"])
+@pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
+def test_every_method_is_generate(name: str, settings: dict[str, Any], get_case: Callable[[str], Case]) -> None:
+    case = get_case(name)
+    for schedule, policy, draft_temperature in (
+        (Schedule.SCHEDULED, PolicyName.FCFS_BATCH, 1.0),
+        (Schedule.SCHEDULED, PolicyName.FCFS, None),
+        (Schedule.SERIAL, PolicyName.FCFS_BATCH, 1.0),
+    ):
+        loop = LocalLoop(
+            case.models, schedule=schedule, policy=policy, kv_slots=1024, max_forward_tokens=32, **settings
+        )
+        outcomes = loop.run(PROMPTS, greedy(draft_temperature))
+        assert [outcome.token_ids for outcome in outcomes] == case.expected, (schedule, policy, draft_temperature)
+        counters = [outcome.counters for outcome in outcomes]
+        if settings["method"] is not Method.NGRAM:  # what it finds in random prompts is up to chance
+            assert_some_accepted(counters)
+        assert sum(c.drafted for c in counters) > 0
+        many = schedule is Schedule.SCHEDULED and policy is PolicyName.FCFS_BATCH
+        assert (loop.max_segments > 1) >= many
+
+
+def test_accepted_tokens_are_not_drafted_again(get_case: Callable[[str], Case]) -> None:
+    """With a draft that is always right all but the leaf and the bonus token of a round have draft KV."""
+    target = get_case("llama").models.target
+    for settings in (METHODS["specinfer-chains"], METHODS["sequoia"], METHODS["opt-tree"], METHODS["coupled"]):
+        loop = LocalLoop(Models(target, target, VOCAB_SIZE), kv_slots=1024, **settings)
+        num_pending = []
+        enqueue = loop._enqueue
+        loop._enqueue = lambda order: (num_pending.append((order.round, len(order.pending_ids))), enqueue(order))[1]  # type: ignore[method-assign]
+        outcomes = loop.run(PROMPTS, greedy())
+        later = [num for round_, num in num_pending if round_ > 0]
+        assert later and set(later) == {2}, settings
+        assert all(c.counters.accepted == c.counters.drafted for c in outcomes) or settings is METHODS["opt-tree"]
+
+
 def assert_some_accepted(counters: list[BranchCounters]) -> None:
     """Rounds that accept all, or nothing, would prove little."""
     drafted, accepted = sum(c.drafted for c in counters), sum(c.accepted for c in counters)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,9 @@ from seedmp.errors import InvalidTransitionError
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
 from seedmp.scheduler.scheduler import Limits, Scheduler
-from seedmp.token_tree.k_config import num_drafted
+from seedmp.token_tree.growmap import Growmap
+from seedmp.token_tree.opt_tree import AdaptiveTreeBuilder
+from seedmp.token_tree.static_tree import StaticTreeBuilder
 from seedmp.token_tree.tree import NO_PARENT, TokenTree
 
 VOCAB_SIZE = 5
@@ -144,27 +147,48 @@ class World:
         if order.branch_id in self.scheduler.branches:
             assert tokens == self.tokens[order.branch_id]
         lent = order.slots[len(order.pending_ids) :]
-        assert len(lent) == num_drafted(order.k_config)
-        paths: list[list[int]] = []
-        parents: list[int] = []
-        frontier = [NO_PARENT]
-        for num_children in order.k_config:
-            children = []
-            for parent in frontier:
-                prefix = tokens if parent == NO_PARENT else paths[parent]
-                for child in range(num_children):
-                    children.append(len(paths))
-                    parents.append(parent)
-                    paths.append([*prefix, (draft_token(prefix) + child) % VOCAB_SIZE])
-            frontier = children
-        for path, slot in zip(paths, lent, strict=False):
+        builder: StaticTreeBuilder | AdaptiveTreeBuilder
+        if order.adaptive is None:
+            builder = StaticTreeBuilder(Growmap(order.children), order.kind)
+            assert len(lent) == builder.growmap.num_drafted
+        else:
+            builder = AdaptiveTreeBuilder(order.adaptive)
+            assert len(lent) == order.adaptive.max_drafted
+        drafted: list[list[int]] = []
+        rows = [tokens]
+        while builder.layer is not None:
+            if isinstance(builder, StaticTreeBuilder):
+                builder.add_layer([self.children_of(row, n) for row, n in zip(rows, builder.num_children, strict=True)])
+            else:
+                builder.add_layer(np.log([self.law_after(row) for row in rows]))
+            layer = builder.layer
+            if layer is not None:
+                rows = []
+                for token_id, parent in zip(layer.token_ids, layer.parents, strict=True):
+                    rows.append([*(tokens if parent == NO_PARENT else drafted[parent]), token_id])
+                assert len(drafted) == layer.first_drafted_idx
+                drafted += rows
+        for path, slot in zip(drafted, lent, strict=False):  # it may have needed fewer than it was lent
             self.draft_kv[slot] = tuple(path)
-        tree = TokenTree(tuple(path[-1] for path in paths), tuple(parents), order.kind)
+        assert len(drafted) <= len(lent)
+        grown = builder.grown()
         self.tell(
             events.ProposalArrived(
-                order.worker_id, order.branch_id, order.round, self.now_ns - MS, self.now_ns, tree, "rows"
+                order.worker_id, order.branch_id, order.round, self.now_ns - MS, self.now_ns, grown.tree, "rows",
+                grown.drafted_idx,
             )
-        )
+        )  # fmt: skip
+
+    def children_of(self, prefix: list[int], num: int) -> list[int]:
+        """Distinct ones or, as independent draws are, with repeats."""
+        if self.config.method in (Method.SD, Method.SPECINFER):
+            return [(draft_token(prefix) + self.rng.randrange(2)) % VOCAB_SIZE for _ in range(num)]
+        return [(draft_token(prefix) + child) % VOCAB_SIZE for child in range(num)]
+
+    def law_after(self, prefix: list[int]) -> list[float]:
+        sure = 0.5 + 0.1 * (sum(prefix) % 5)
+        rest = (1 - sure) / (VOCAB_SIZE - 1)
+        return [max(sure if token_id == draft_token(prefix) else rest, 1e-9) for token_id in range(VOCAB_SIZE)]
 
     def finish_forward(self) -> None:
         assert self.forward is not None
@@ -239,7 +263,7 @@ class World:
     def drain(self) -> None:
         """Nothing surprising happens any more: all that is left must finish."""
         for worker_id in range(self.config.num_drafts):
-            if worker_id not in self.scheduler.workers and self.config.method is not Method.AR:
+            if worker_id not in self.scheduler.workers and self.config.drafts_per_group:
                 self.join(worker_id)
         for _ in range(3000):
             self.decide()
@@ -264,7 +288,10 @@ class World:
 
 def random_params(rng: random.Random) -> SamplingParams:
     stops = (rng.randrange(VOCAB_SIZE),) if rng.random() < 0.3 else ()
-    return SamplingParams(temperature=0.0, max_tokens=rng.randrange(1, 16), seed=1, stop_token_ids=stops)
+    return SamplingParams(
+        temperature=0.0, draft_temperature=rng.choice([None, 1.0]), max_tokens=rng.randrange(1, 16), seed=1,
+        stop_token_ids=stops,
+    )  # fmt: skip
 
 
 def run_randomly(config: EngineConfig, seed: int, num_events: int) -> World:
@@ -272,7 +299,7 @@ def run_randomly(config: EngineConfig, seed: int, num_events: int) -> World:
     rng = random.Random(seed)
     world = World(config, rng)
     common = [rng.randrange(VOCAB_SIZE) for _ in range(24)]
-    draft_ids = range(config.num_drafts if config.method is not Method.AR else 0)
+    draft_ids = range(config.drafts_per_group)
     for worker_id in draft_ids:
         if rng.random() < 0.8:
             world.join(worker_id)
@@ -304,10 +331,25 @@ def run_randomly(config: EngineConfig, seed: int, num_events: int) -> World:
     return world
 
 
+GROWMAPS = ("3x2", (3, 2, 1, 0, 0, 1, 0, 0), ((1,), (2,), (0, 2), (0, 0)))
+
+
+def tree_settings(rng: random.Random, method: Method) -> dict[str, Any]:
+    """A tree that the method could be given."""
+    if method is Method.SEQUOIA or (method in (Method.SPECINFER, Method.COUPLED) and rng.random() < 0.5):
+        return {"growmap": rng.choice(GROWMAPS)}
+    if method is Method.OPT_TREE:
+        return {"nodes": rng.randrange(1, 6), "max_depth": rng.randrange(1, 5), "threshold": rng.choice([0.0, 0.3])}
+    if method is Method.NGRAM:
+        return {"nodes": rng.randrange(1, 9), "max_depth": rng.randrange(1, 5)}
+    return {}
+
+
 def config_of(seed: int, kv_slots: int) -> EngineConfig:
     rng = random.Random(seed)
+    method = rng.choice(list(Method))
     return EngineConfig(
-        target="-", draft="-", num_drafts=rng.randrange(1, 4), method=rng.choice(list(Method)),
+        target="-", draft="-", num_drafts=rng.randrange(1, 4), method=method, **tree_settings(rng, method),
         k_config=rng.choice([(1,), (2, 1), (2, 2, 1), (1, 1, 1)]), policy=rng.choice(list(PolicyName)),
         schedule=rng.choice([Schedule.SERIAL, Schedule.SCHEDULED, Schedule.SCHEDULED]), kv_slots=kv_slots,
         draft_kv_slots=kv_slots, max_forward_tokens=rng.choice([16, 24, 64]), validate=True,

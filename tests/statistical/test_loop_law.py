@@ -1,15 +1,17 @@
 """The joint law of the first three tokens through scheduler, drafts and target, several rounds long.
 
 2,000 continuations of one prompt on a tiny random pair (8 tokens); exact law by enumeration with plain
-forwards of the target. False-alarm rate 1e-4 a case; seeds are fixed. The twin, whose drafts claim
-another temperature than they used, must fail.
+forwards of the target. False-alarm rate 1e-4 a case; seeds are fixed. Broken twins of each sampled
+rule must fail; greedy and target-sample rules are lossless whatever was drafted, so they have none.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +19,16 @@ import torch
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seedmp.ipc.messages import DraftTask
+from seedmp.decoding.propose import Children, DraftLaw, propose_children
+from seedmp.ipc.messages import DraftTask, Proposal
 from seedmp.sampling import SamplingParams
+from seedmp.token_tree.tree import ProposalKind
 from seedmp.workers.draft import TreeDrafter
 from tests.helpers.local_loop import LocalLoop, Models
 
 NUM_TEXTS = 2000
 FALSE_ALARM = 1e-4
+BROKEN = 1e-6
 PROMPT = (1, 5, 2)
 VOCAB = 8
 
@@ -58,11 +63,9 @@ def exact_law(models: Models, temperature: float) -> dict[tuple[int, ...], float
     return dict(zip(texts, chosen.tolist(), strict=True))
 
 
-def p_value(
-    models: Models, method: str, k_config: tuple[int, ...], draft_temperature: float, temperature: float
-) -> float:
+def p_value(models: Models, settings: dict[str, Any], draft_temperature: float | None, temperature: float) -> float:
     """Chi-square of what the loop generates against the exact law, rare texts pooled."""
-    loop = LocalLoop(models, method=method, k_config=k_config, kv_slots=1 << 15, draft_top_m=6, max_forward_tokens=2048)
+    loop = LocalLoop(models, **{"kv_slots": 1 << 15, "draft_top_m": 6, "max_forward_tokens": 2048} | settings)
     object.__setattr__(loop.config, "validate", False)
     params = SamplingParams(
         temperature=temperature, draft_temperature=draft_temperature, max_tokens=3, ignore_eos=True, seed=11
@@ -84,22 +87,82 @@ def p_value(
     return float(stats.chisquare(observed, expected).pvalue)
 
 
-@pytest.mark.parametrize("temperature", [0.2, 1.0])
-@pytest.mark.parametrize("draft_temperature", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("method", "k_config"), [("sd", (1, 1)), ("sd", (2, 2)), ("mcsd", (2, 1)), ("mcsd", (3, 2))])
+# (temperature, draft temperature): each temperature, and drafts that are colder, equal and without chance.
+TEMPERATURES = [(0.2, 1.0), (0.6, 0.5), (0.6, 0.0), (1.0, 1.0), (1.0, 0.5)]
+TREES = [("sd", (1, 1)), ("sd", (2, 2)), ("mcsd", (2, 1)), ("mcsd", (3, 2))]
+
+
+@pytest.mark.parametrize(("temperature", "draft_temperature"), TEMPERATURES)
+@pytest.mark.parametrize(("method", "k_config"), TREES)
 def test_joint_law_of_three_tokens(
     models: Models, method: str, k_config: tuple[int, ...], draft_temperature: float, temperature: float
 ) -> None:
-    assert p_value(models, method, k_config, draft_temperature, temperature) > FALSE_ALARM
+    settings = {"method": method, "k_config": k_config}
+    assert p_value(models, settings, draft_temperature, temperature) > FALSE_ALARM
+
+
+# A tree of the dynamic programme for the published acceptance vector of a 68M draft: 16 nodes with the root.
+SEQUOIA_TREE = best_tree([0.0, 0.634, 0.108, 0.057, 0.022], size=16, max_levels=4)
+METHODS: dict[str, dict[str, Any]] = {
+    "specinfer-chains": {"method": "specinfer", "growmap": "4x2"},
+    "sequoia": {"method": "sequoia", "growmap": SEQUOIA_TREE},
+    "opt-tree": {"method": "opt-tree", "nodes": 5, "max_depth": 3, "threshold": 0.0, "kv_slots": 1 << 16},
+    "ngram": {"method": "ngram", "nodes": 6, "max_depth": 3},
+    "coupled": {"method": "coupled", "growmap": (2, 2, 1, 0, 0, 0)},
+}
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
+def test_joint_law_of_every_method(models: Models, settings: dict[str, Any], temperature: float) -> None:
+    draft_temperature = 0.8 if settings["method"] in ("specinfer", "sequoia") else None
+    assert p_value(models, settings, draft_temperature, temperature) > FALSE_ALARM
+
+
+# --- broken twins -----------------------------------------------------------------------------------
+
+
+def twin_of(change: Callable[[Proposal], Proposal], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proposals are changed on their way."""
+    honest = TreeDrafter.draft
+
+    def draft(self: TreeDrafter, tasks: list[DraftTask], on_context: Callable[[DraftTask], None]) -> list[Proposal]:
+        return [change(proposal) for proposal in honest(self, tasks, on_context)]
+
+    monkeypatch.setattr(TreeDrafter, "draft", draft)
 
 
 def test_drafts_that_claim_a_wrong_law_are_found(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = TreeDrafter.draft
+    twin_of(lambda p: replace(p, row_probs=np.full_like(p.row_probs, 1 / p.row_probs.shape[1])), monkeypatch)
+    assert p_value(models, {"method": "mcsd", "k_config": (2, 2)}, 0.5, 1.0) < BROKEN
 
-    def dishonest(self: TreeDrafter, tasks: list[DraftTask], on_context: object) -> object:
-        proposals = honest(self, tasks, on_context)  # type: ignore[arg-type]
-        flat = [np.full_like(p.row_probs, 1 / p.row_probs.shape[1]) for p in proposals]
-        return [replace(p, row_probs=probs) for p, probs in zip(proposals, flat, strict=True)]
 
-    monkeypatch.setattr(TreeDrafter, "draft", dishonest)
-    assert p_value(models, "mcsd", (2, 2), 0.5, 1.0) < 1e-6
+@pytest.mark.parametrize("method", ["specinfer", "sequoia"])
+def test_a_deterministic_tree_that_claims_to_be_drawn_is_found(
+    method: str, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mistake of the SEED reference code: the draft's top tokens with the rules of sampled ones."""
+
+    def likeliest(logits: Any, num_children: int, kind: ProposalKind, law: DraftLaw, gumbel: Any) -> Children:
+        drawn = propose_children(logits, num_children, kind, law, gumbel)
+        return replace(drawn, token_ids=drawn.row_ids[:, :num_children])
+
+    monkeypatch.setattr("seedmp.workers.draft.propose_children", likeliest)
+    assert p_value(models, {"method": method, "growmap": SEQUOIA_TREE}, 1.0, 1.0) < BROKEN
+
+
+def test_children_in_another_order_are_found(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule D is exact in the order of sampling alone."""
+
+    def reversed_children(logits: Any, num_children: int, kind: ProposalKind, law: DraftLaw, gumbel: Any) -> Children:
+        drawn = propose_children(logits, num_children, kind, law, gumbel)
+        return replace(drawn, token_ids=drawn.token_ids[:, ::-1])
+
+    monkeypatch.setattr("seedmp.workers.draft.propose_children", reversed_children)
+    assert p_value(models, {"method": "mcsd", "k_config": (4, 4)}, 1.0, 1.0) < BROKEN
+
+
+def test_merged_siblings_without_their_repeats_are_found(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw that repeats a rejected token is a trial too."""
+    twin_of(lambda p: replace(p, draws=()), monkeypatch)
+    assert p_value(models, {"method": "specinfer", "growmap": "4x2"}, 1.0, 1.0) < BROKEN

@@ -39,14 +39,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     # kv.slot_tree alone: the slot bookkeeping is part of the decision, and pure (tested below).
     "scheduler": PLAIN | {"request", "token_tree", "kv", "stopping"},
     "workers": PLAIN | {"ipc", "kv", "models", "decoding", "scheduler", "token_tree", "request"},
-    "engine": PLAIN | {"ipc", "kv", "workers", "request", "models", "token_tree", "stopping"},
+    "branch": {"engine", "request", "sampling"},
+    # decoding.constraint: a broken constraint is refused before any work.
+    "engine": PLAIN | {"ipc", "kv", "workers", "request", "models", "token_tree", "stopping", "branch", "decoding"},
     "async_engine": PLAIN | {"engine", "request"},
-    "tasks": set(),
-    "search": {"engine", "request", "sampling", "tasks"},
+    # search.task and search.thought_tree alone (tested below): what a task implements.
+    "tasks": {"search"},
+    "search": {"engine", "request", "sampling", "metrics"},  # knows no task: users bring their own
     "tuning": ANY,
     "profiling": ANY,
+    "training": {"tasks"},  # its documents are the prompts of the tasks
+    "growmap_cli": {"token_tree"},
     "__main__": ANY,
     "demo": ANY,
+    "solve": ANY,
     "measure": ANY,
     "cli": ANY,
 }
@@ -121,8 +127,18 @@ def test_slot_tree_is_pure() -> None:
         assert imported.split(".")[0] not in IMPURE, f"line {line} imports {imported}"
 
 
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name, file in MODULES if unit_of(name) == "tasks"])
+def test_tasks_know_no_search(name: str, file: Path) -> None:
+    for imported, line in imported_names(file.read_text()):
+        if imported.startswith("seedmp.search"):
+            assert imported.startswith(("seedmp.search.task.", "seedmp.search.thought_tree.")), (
+                f"line {line}: {imported}"
+            )
+
+
 def test_package_inits_are_empty() -> None:
-    allowed = {ROOT / "seedmp/__init__.py", ROOT / "seedmp/models/pair/__init__.py"}
+    names = ("seedmp", "seedmp/models/pair", "seedmp/search")  # what users import from
+    allowed = {ROOT / name / "__init__.py" for name in names}
     for _, file in MODULES:
         if file.name == "__init__.py" and file not in allowed:
             assert not file.read_text().strip(), f"{file.relative_to(ROOT)} should be empty"

@@ -10,6 +10,7 @@ import pytest
 
 from seedmp.ipc import codec, messages
 from seedmp.sampling import SamplingParams
+from seedmp.token_tree.opt_tree import AdaptiveShape
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 REGISTERED = codec.registered()
@@ -39,9 +40,11 @@ def test_fields_stand_in_the_order_of_the_wire(tag: str) -> None:
     assert table(section) == fields
 
 
-def test_sampling_parameters_are_described_too() -> None:
-    text = PAGE.read_text().split("## Nested records")[1]
-    assert table(text) == [(field.name, str(field.type)) for field in dataclasses.fields(SamplingParams)]
+@pytest.mark.parametrize("record", [SamplingParams, AdaptiveShape])
+def test_nested_records_are_described_too(record: type) -> None:
+    text = PAGE.read_text().split("## Nested records")[1].split(f"### {record.__name__}\n")[1]
+    fields = [(field.name, str(field.type)) for field in dataclasses.fields(record)]
+    assert table(text.split("###")[0]) == fields
 
 
 def test_the_page_is_of_this_protocol_version() -> None:
