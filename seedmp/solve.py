@@ -83,6 +83,10 @@ class SolveOptions:
         options = dict(self.task_options) | ({} if self.depth is None else {"depth": self.depth})
         return get_task(self.task, chat=chat, **options)
 
+    def budget(self) -> Budget:
+        """Where each search ends at the latest."""
+        return Budget(self.nodes, self.tokens, self.seconds)
+
     def make_strategy(self, task: Task[Any]) -> Strategy:
         """The search; its width is the task's beam unless told otherwise."""
         width = self.beam or task.defaults.beam
@@ -165,6 +169,7 @@ def run_solve(
     problems = task.load(Path(options.data) if options.data else None, options.limit)
     for make in (options.make_strategy, options.make_generator, options.make_evaluators):
         make(task)
+    options.budget()
     if pages is not None:
         _make_folder(pages)
     with _Lines(out, options, fresh=fresh) as lines:
@@ -202,14 +207,13 @@ def _solve(
     """Solve what is to be done; tokens that it took."""
     chat = engine.tokenizer is not None and bool(getattr(engine.tokenizer, "chat_template", None))
     task = options.make_task(chat=chat)
-    budget = Budget(options.nodes, options.tokens, options.seconds)
     tokens = 0
     screen = _Screen(console, len(todo), live=concurrency == 1 and console.is_terminal)
 
     def search(seed: int) -> TreeOfThoughts:
         return TreeOfThoughts(
             engine, task, search=options.make_strategy(task), generate=options.make_generator(task),
-            evaluate=options.make_evaluators(task), seed=seed, budget=budget, barrier=options.barrier,
+            evaluate=options.make_evaluators(task), seed=seed, budget=options.budget(), barrier=options.barrier,
             on_change=screen.update,
         )  # fmt: skip
 

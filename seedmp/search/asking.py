@@ -76,7 +76,12 @@ class Asker:
     ) -> list[RequestOutput]:
         """``n`` answers; cancelling the coroutine cancels them."""
         handles = self.start(ask, n, temperature, seed, path_ids)
-        return list(await asyncio.gather(*(finished(handle) for handle in handles)))
+        try:
+            return list(await asyncio.gather(*(finished(handle) for handle in handles)))
+        except BaseException:
+            for handle in handles:  # when one fails, nobody wants the others
+                handle.cancel()
+            raise
 
     async def log_probs(self, ask: Ask, texts: Sequence[str], path_ids: Sequence[str] = ()) -> tuple[np.ndarray, int]:
         """[texts] summed log-probabilities (nats) of answers to a question, and how many tokens they have."""

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from seedmp import metrics
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError, RequestError
-from seedmp.request import RequestOutput
+from seedmp.request import RequestHandle
 from seedmp.search.asking import Asker, derive_seed, finished
 from seedmp.search.evaluators import (
     AnyEvaluator,
@@ -233,16 +233,17 @@ class SearchRun:
             for child in children:
                 self._fail(child, str(error))
             return children
-        await gather(
-            *(self._finish(child, path, ask, finished(handle)) for child, handle in zip(children, handles, strict=True))
-        )
+        try:
+            await gather(*(self._finish(*job, path, ask) for job in zip(children, handles, strict=True)))
+        except BaseException:
+            for handle in handles:  # a job that was cancelled before it began did not do it
+                handle.cancel()
+            raise
         return children
 
-    async def _finish(
-        self, child: Thought, path: Sequence[Thought], ask: Ask, answer: Awaitable[RequestOutput]
-    ) -> None:
+    async def _finish(self, child: Thought, handle: RequestHandle, path: Sequence[Thought], ask: Ask) -> None:
         try:
-            output = await answer
+            output = await finished(handle)
         except RequestError as error:
             self._fail(child, str(error))
             return

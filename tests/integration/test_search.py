@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ def solve_to_json(engine: Engine) -> str:
     ],
     ids=str,
 )
-def test_a_seed_gives_one_tree_under_any_schedule(settings: dict[str, object], reference: str) -> None:
+def test_a_seed_gives_one_tree_under_any_schedule(settings: dict[str, Any], reference: str) -> None:
     with Engine(k_config=(1, 1, 1), target_threads=1, **settings) as other:
         assert solve_to_json(other) == reference
     assert len(json.loads(reference)["thoughts"]) > 30
@@ -187,7 +188,7 @@ def test_prompts_go_on_from_the_tokens_that_were_generated(engine: Engine) -> No
     prompt = len(engine.encode("Input: 3 5 7 11\nStep:", special=True))
     computed = after["target_prefill_tokens"] - before["target_prefill_tokens"]
     judged = after["finished"] - before["finished"]
-    assert computed <= prompt + 4 * judged, "a thought's prompt adds '\\nStep:' to its parent, an evaluation '\\nJudge:'"
+    assert computed <= prompt + 4 * judged, "prompts add '\\nStep:' or '\\nJudge:' to a parent"
 
 
 def test_conversations_need_a_template(engine: Engine) -> None:
@@ -210,7 +211,7 @@ def test_what_a_task_lacks_is_told_at_once(engine: Engine) -> None:
         ({}, "no value_ask, which Score"),
     ):
         with pytest.raises(ConfigError, match=message):
-            TreeOfThoughts(engine, Poor(), **settings)  # type: ignore[arg-type]
+            TreeOfThoughts(engine, Poor(), **settings)
     with pytest.raises(ConfigError, match="tokens=0: must be above 0"):
         Budget(tokens=0)
 
