@@ -183,7 +183,7 @@ class LiveView:
                 (f"{sign} ", style),
                 (f"{thought.thought_id} ", "bright_black"),
                 (f"(+{hidden}) " if hidden else "", "magenta"),
-                (one_line(thought.text or thought.note), style),
+                (one_line(thought.short or thought.note), style),
             )
             grid.add_row(text, Text(show_value(thought.value), style=style), Text(thought.status.value, style=style))
             self._add_rows(grid, children, shown, bold, thought.thought_id, indent + ("  " if last else "│ "))
@@ -224,7 +224,7 @@ class LiveView:
             quiet = thought.status in (Status.OPEN, Status.CHOSEN, Status.PRUNED)
             word = "" if quiet and not is_over else f" {thought.status.value}"
             note = f" ({one_line(thought.note, 60)})" if thought.note else ""
-            says = one_line(thought.text, PLAIN_TEXT)
+            says = one_line(thought.short, PLAIN_TEXT)
             self._say(f"[{elapsed_s:6.1f} s] {thought.thought_id}{word}{f' = {value}' if value else ''}: {says}{note}")
         self._waiting = waiting
 

@@ -73,6 +73,7 @@ def _data(tree: ThoughtTree, title: str, summary: Mapping[str, str], answer_id: 
                 "id": thought.thought_id,
                 "parent": -1 if thought.parent_id is None else numbers[thought.parent_id],
                 "text": thought.text,
+                "label": thought.label,
                 "state": thought.state,
                 "value": value if value is not None and math.isfinite(value) else None,
                 "shown": show_value(value),

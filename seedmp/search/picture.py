@@ -195,7 +195,7 @@ class _Drawing:
 
     def _thought(self, thought: Thought) -> str:
         place, is_root = self.places[thought.thought_id], thought.thought_id == ROOT_ID
-        text = one_line(self.tree.problem) if is_root else one_line(thought.text)
+        text = one_line(self.tree.problem) if is_root else one_line(thought.short)
         value = show_value(thought.value)
         says = f"{thought.thought_id} ({thought.status.value}{f', value {value}' if value else ''}): {text}"
         status = "root" if is_root else thought.status.value
@@ -286,7 +286,7 @@ class _Drawing:
         for number, thought in enumerate(self.told, start=1):
             value = show_value(thought.value)
             end = f"  ({value})" if value else ""
-            says = f"{number}. {one_line(thought.text or thought.note, max(10, chars - len(end) - 5))}{end}"
+            says = f"{number}. {one_line(thought.short or thought.note, max(10, chars - len(end) - 5))}{end}"
             y = self.legend_y + 8 + number * (LINE + 2)
             parts.append(f'<text class="step" x="{MARGIN:g}" y="{y:.1f}" fill="{INK}">{escape(says)}</text>')
         return parts

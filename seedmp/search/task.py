@@ -60,11 +60,13 @@ class Parsed:
         text: the thought, cut where it ends.
         state: what it amounts to; thoughts with equal states are merged. None: never merged.
         is_final: whether it claims to solve the problem.
+        label: a few words that say what is new in it, for pictures; empty: its beginning says it.
     """
 
     text: str
     state: str | None = None
     is_final: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Thought:
         thought_id: ``root``, or the way down from it: ``0.2`` is the third child of the first child.
         parent_id: of the thought that it continues; None at the root.
         text: what the model wrote, cut where the task says.
+        label: a few words for it where there is no room for the text; empty: the text's beginning will do.
         state: what the thought amounts to; equal states are one thought. The task defines it.
         value: higher is better; None when not valued.
         status: see ``Status``.
@@ -51,6 +52,7 @@ class Thought:
     thought_id: str
     parent_id: str | None
     text: str = ""
+    label: str = ""
     state: str = ""
     value: float | None = None
     status: Status = Status.RUNNING
@@ -61,6 +63,11 @@ class Thought:
     started_s: float = -1.0
     finished_s: float = -1.0
     valued_s: float = -1.0
+
+    @property
+    def short(self) -> str:
+        """The label, or else the text."""
+        return self.label or self.text
 
     @property
     def depth(self) -> int:

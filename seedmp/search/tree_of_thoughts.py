@@ -281,7 +281,7 @@ class SearchRun:
             child.text = text
             self._fail(child, "not in the task's format")
             return
-        child.text, child.is_final = parsed.text, parsed.is_final
+        child.text, child.label, child.is_final = parsed.text, parsed.label, parsed.is_final
         child.state = parsed.state if parsed.state is not None else ""
 
     def _fail(self, child: Thought, why: str) -> None:

@@ -308,7 +308,7 @@ class Blocksworld(Task[BlocksworldProblem]):
         except ConfigError:
             return None
         lines = ([] if think is None else [think]) + [f"Action: {action}", f"State: {state_text}"]
-        return Parsed("\n".join(lines), state.text(), state.reaches(problem.goal_text))
+        return Parsed("\n".join(lines), state.text(), state.reaches(problem.goal_text), action)
 
 
 _RULES = """You move blocks with one hand.
