@@ -23,7 +23,7 @@ READY := $(VENV)/.installed
 SEEDMP = $(VENV)/bin/seedmp
 endif
 
-.PHONY: help demo test check test-all bench bench-smoke gpu-check wheel typings clean
+.PHONY: help demo test check test-all bench bench-smoke profile gpu-check wheel typings clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,22 +54,25 @@ test-all: $(READY) typings ## make check's linters and every test, those for a G
 	$(PY) -m mypy
 	$(PY) -m pytest tests $(ARGS)
 
-bench: $(READY) ## tokens/s of every schedule at the 134M shape, into benchmarks/results/
-	$(PY) -m benchmarks.schedules --shape 134m --branches 3 --json benchmarks/results/schedules.json $(ARGS)
+bench: $(READY) ## every benchmark, with plots and report.html, into build/bench (ARGS="--quick": minutes)
+	$(SEEDMP) bench all --out build/bench $(ARGS)
 
-bench-smoke: $(READY) ## the same benchmark in seconds: does it still run?
-	@mkdir -p build
-	$(PY) -m benchmarks.schedules --smoke --json build/bench-smoke.json $(ARGS)
+bench-smoke: $(READY) ## the same with sizes of seconds: do they still run?
+	$(SEEDMP) bench all --smoke --out build/bench-smoke $(ARGS)
 
-gpu-check: $(READY) ## on a GPU node: the tests marked gpu, then the 7B shape
+profile: $(READY) ## where the time of a search goes, by process, into build/profile/ (ARGS="--limit 3")
+	$(SEEDMP) profile --out build/profile -- solve gsm8k --limit 2 --fresh --out build/profile-solve.jsonl $(ARGS)
+
+gpu-check: $(READY) ## on a GPU node: the tests marked gpu, then peers at the 7B shape
 	$(PY) -m pytest -m gpu tests
-	$(PY) -m benchmarks.schedules --shape 7b --quick --json benchmarks/results/schedules-7b.json $(ARGS)
+	$(SEEDMP) bench peers --quick --shape 7b --out build/bench-7b $(ARGS)
 
 wheel: $(READY) ## build the sdist, and from it the wheel, into dist/
 	$(PY) -m build --outdir dist .
 
-typings: ## the two links that show the type checker where seedmp.ipc and seedmp.workers lie
+typings: ## the links that show the type checker where seedmp.benchmarks, .ipc and .workers lie
 	@mkdir -p build/typings/seedmp
+	@ln -sfn ../../../benchmarks build/typings/seedmp/benchmarks
 	@ln -sfn ../../../ipc build/typings/seedmp/ipc
 	@ln -sfn ../../../workers build/typings/seedmp/workers
 

@@ -28,6 +28,7 @@ class RouterChannel:
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.socket.bind(endpoint)
         self.num_malformed = 0
+        self.bytes_in = self.bytes_out = 0
 
     def receive_all(self) -> list[tuple[bytes, Any]]:
         """All messages that are there now, with the sender's identity; never waits."""
@@ -37,6 +38,7 @@ class RouterChannel:
                 peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return result
+            self.bytes_in += sum(map(len, frames))
             try:
                 result.append((peer, codec.decode(frames)))
             except ProtocolError as error:
@@ -45,7 +47,9 @@ class RouterChannel:
 
     def send(self, peer: bytes, msg: Any) -> None:
         """Queue a message for a peer; a peer that is gone gets nothing."""
-        self.socket.send_multipart([peer, *codec.encode(msg)], copy=True)
+        frames = codec.encode(msg)
+        self.bytes_out += sum(map(len, frames))
+        self.socket.send_multipart([peer, *frames], copy=True)
 
     def close(self) -> None:
         self.socket.close()
@@ -62,6 +66,7 @@ class DealerChannel:
         self.socket.setsockopt(zmq.IDENTITY, identity)
         self.socket.connect(endpoint)
         self.num_malformed = 0
+        self.bytes_in = self.bytes_out = 0
 
     def receive_all(self) -> list[Any]:
         """All messages that are there now; never waits."""
@@ -71,6 +76,7 @@ class DealerChannel:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return result
+            self.bytes_in += sum(map(len, frames))
             try:
                 result.append(codec.decode(frames))
             except ProtocolError as error:
@@ -82,7 +88,9 @@ class DealerChannel:
         return bool(self.socket.poll(timeout_ms))
 
     def send(self, msg: Any) -> None:
-        self.socket.send_multipart(codec.encode(msg), copy=True)
+        frames = codec.encode(msg)
+        self.bytes_out += sum(map(len, frames))
+        self.socket.send_multipart(frames, copy=True)
 
     def close(self) -> None:
         self.socket.close()

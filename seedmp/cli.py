@@ -1,25 +1,25 @@
-"""The command ``seedmp``: demo, solve, generate, growmap, doctor."""
+"""The command ``seedmp``: demo, solve, generate, growmap, profile, simulate, doctor."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from seedmp import __version__
-from seedmp.config import DTYPES, EngineConfig, Method, PolicyName, Schedule, resolve_placement
+from seedmp.benchmarks.command import add_bench
+from seedmp.config import DTYPES, Method, PolicyName, Schedule
+from seedmp.doctor import add_doctor
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.growmap_cli import add_growmap
+from seedmp.profiling.cli import add_profile
+from seedmp.tuning.simulate_cli import add_simulate
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
-SHARED_MEMORY = Path("/dev/shm")
-CPU_INFO = Path("/proc/cpuinfo")
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "i8mm_bf16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,10 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="grow a reasoning tree, then compare the schedules"))
     _add_generate(commands.add_parser("generate", help="continue a prompt"))
+    add_bench(commands.add_parser("bench", help="measure this machine, with what it shows and does not"))
     add_growmap(commands.add_parser("growmap", help="show, make and convert shapes of static token trees"))
     _add_solve(commands.add_parser("solve", help="search trees of thoughts for the problems of a task"))
-    doctor = commands.add_parser("doctor", help="what this machine has, and how it would be used")
-    doctor.set_defaults(run=_doctor)
+    add_profile(commands.add_parser("profile", help="run a command or script and see where its time goes"))
+    add_simulate(commands.add_parser("simulate", help="what other numbers of drafts, trees and policies would reach"))
+    add_doctor(commands.add_parser("doctor", help="what this machine has, and how it would be used"))
     return parser
 
 
@@ -120,6 +122,8 @@ def _add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: i
     parser.add_argument(
         "--k-config", default=k_config, metavar="K,K,..", help="children, by level (default %(default)s)"
     )
+    parser.add_argument("--growmap", metavar="MAP", help="static tree: a .pt or .json file, or KxD chains")
+    parser.add_argument("--nodes", type=int, metavar="N", help="draft tokens in a tree, for opt-tree and ngram")
     parser.add_argument(
         "--num-drafts", type=int, default=num_drafts, metavar="N", help="draft processes (default %(default)s)"
     )
@@ -130,7 +134,8 @@ def _add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: i
 
 def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
     names = ("target", "draft", "method", "num_drafts", "schedule", "policy", "dtype")
-    return {name: getattr(args, name) for name in names} | {"k_config": _k_config(args.k_config)}
+    settings = {name: getattr(args, name) for name in names} | {"k_config": _k_config(args.k_config)}
+    return settings | {name: value for name in ("growmap", "nodes") if (value := getattr(args, name)) is not None}
 
 
 def _k_config(text: str) -> tuple[int, ...]:
@@ -154,11 +159,14 @@ def _add_solve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--thoughts", type=int, metavar="N", help="thoughts asked for of each path")
     parser.add_argument("--temperature", type=float, help="of thoughts")
     parser.add_argument("--depth", type=int, metavar="T", help="levels of the tree")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the task, answer=false say; repeatable"
+    )
     parser.add_argument("--evaluate", metavar="NAME", help="score, value, vote, self-consistency, none, random")
     parser.add_argument("--values", type=int, metavar="N", help="answers or votes asked for a value")
-    parser.add_argument("--nodes", type=int, metavar="N", help="budget of each search, in thoughts")
-    parser.add_argument("--tokens", type=int, metavar="N", help="budget of each search, in tokens")
-    parser.add_argument("--seconds", type=float, metavar="S", help="budget of each search, in seconds")
+    parser.add_argument("--max-thoughts", type=int, metavar="N", help="budget of each search")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="the same in tokens, generated and scored")
+    parser.add_argument("--max-seconds", type=float, metavar="S", help="the same in time")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the first round over the problems (default %(default)s)"
     )
@@ -176,10 +184,14 @@ def _solve(args: argparse.Namespace) -> int:
     from seedmp.solve import SolveOptions, run_solve
 
     names = (
-        "task", "data", "limit", "search", "beam", "thoughts", "temperature", "depth", "evaluate", "values", "nodes",
-        "tokens", "seconds", "seed", "seeds", "barrier",
+        "task", "data", "limit", "search", "beam", "thoughts", "temperature", "depth", "evaluate", "values", "seed",
+        "seeds", "barrier",
     )  # fmt: skip
-    options = SolveOptions(**{name: getattr(args, name) for name in names}, engine=_engine_settings(args))
+    options = SolveOptions(
+        **{name: getattr(args, name) for name in names},
+        nodes=args.max_thoughts, tokens=args.max_tokens, seconds=args.max_seconds,
+        task_options=dict(_option(text) for text in args.option), engine=_engine_settings(args),
+    )  # fmt: skip
     out = args.out or Path(f"solve-{args.task}-{args.search}.jsonl")
     try:
         run_solve(options, out, concurrency=args.concurrency, fresh=args.fresh, pages=args.pages)
@@ -189,67 +201,15 @@ def _solve(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-# --- doctor --------------------------------------------------------------------------------------
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    import torch
-
-    from seedmp.models import pair
-
-    lines = [("seedmp", __version__), ("python", sys.version.split()[0])]
-    lines += [(name, _version(name)) for name in ("torch", "transformers", "pyzmq", "msgpack", "numpy", "psutil")]
-    config = EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT))
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lines.append(("cores", f"{usable} usable of {os.cpu_count()}"))
-    lines.append(("CPU", f"{torch.backends.cpu.get_cpu_capability()}, bfloat16 {_bf16_support()}"))
-    lines.append(("shared memory", _shared_memory()))
-    lines.append(("GPUs", _gpus() or "none that torch sees"))
-    placement = resolve_placement(config)
-    target_threads, draft_threads = config.threads()
-    if placement.target == "cpu":
-        lines.append(("CPU threads", f"target {target_threads}, each draft {draft_threads}"))
-    lines.append(("placement", f"target on {placement.target}, {config.num_drafts} drafts on {placement.drafts[0]}"))
-    plan = f"method {config.method.value}, k_config {config.k_config}, {config.schedule.value}, {config.policy.value}"
-    lines.append(("defaults", plan))
-    for name, value in lines:
-        print(f"{name:14} {value}")
-    return EXIT_OK
-
-
-def _version(distribution: str) -> str:
+def _option(text: str) -> tuple[str, Any]:
+    """A name, and its value as JSON reads it; what JSON does not read is text."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError(f"--option {text!r}: must be NAME=VALUE")
     try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _bf16_support() -> str:
-    """Whether the CPU multiplies bfloat16 itself; without, it is slower than float32."""
-    import torch
-
-    try:
-        flags = CPU_INFO.read_text().split()
-    except OSError:
-        flags = []
-    native = [flag for flag in BF16_FLAGS if flag in flags]
-    if native:
-        return f"native ({', '.join(native)})"
-    return "in software only" if torch.backends.mkldnn.is_available() else "not accelerated"
-
-
-def _shared_memory() -> str:
-    if not SHARED_MEMORY.is_dir():
-        return f"no {SHARED_MEMORY}"
-    usage = shutil.disk_usage(SHARED_MEMORY)
-    return f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB free in {SHARED_MEMORY}"
-
-
-def _gpus() -> str:
-    import torch
-
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return "; ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found)
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class PolicyName(enum.Enum):
 
 _WITHOUT_DRAFTS = (Method.AR, Method.NGRAM)
 _WITH_K_CONFIG = (Method.SD, Method.MCSD, Method.SPECINFER, Method.COUPLED)
+_SAMPLING = (Method.SD, Method.MCSD, Method.SPECINFER, Method.SEQUOIA)
 # Which methods look at a setting that is None unless it is given.
 _USED_BY = {
     "growmap": (Method.SPECINFER, Method.SEQUOIA, Method.COUPLED),
@@ -94,6 +95,8 @@ class EngineConfig:
         draft_kv_slots: the same for the drafts' arena; None is ``kv_slots``.
         max_forward_tokens: rows of one target forward; longer prompts are prefilled in chunks.
         draft_top_m: draft proposals come from the m most probable tokens, renormalised.
+        draft_noise: share of the draft's law that is uniform over those tokens (benchmarks: a worse draft, just as
+            lossless); for methods that sample.
         target_threads: CPU threads of a target forward; None divides the cores.
         draft_threads: the same for each draft; None is 1.
         ready_timeout_s: start-up deadline.
@@ -124,6 +127,7 @@ class EngineConfig:
     draft_kv_slots: int | None = None
     max_forward_tokens: int = 512
     draft_top_m: int = 64
+    draft_noise: float = 0.0
     target_threads: int | None = None
     draft_threads: int | None = None
     ready_timeout_s: float = 180.0
@@ -149,6 +153,12 @@ class EngineConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not value > 0:
                 raise ConfigError(f"{name}={value!r}: must be a number of seconds > 0")
+        noise = self.draft_noise
+        if not isinstance(noise, int | float) or isinstance(noise, bool) or not 0 <= noise <= 1:
+            raise ConfigError(f"draft_noise={noise!r}: must be a number from 0 to 1")
+        if noise and self.method not in _SAMPLING:
+            allowed = ", ".join(method.value for method in _SAMPLING)
+            raise ConfigError(f"draft_noise is not used by method={self.method.value}: only by {allowed}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
         self._check_tree()
@@ -177,7 +187,7 @@ class EngineConfig:
         elif self.method is Method.SEQUOIA:
             raise ConfigError(
                 'growmap=None: method=sequoia needs one: the path of a .pt or .json file, "KxD", or child counts '
-                "(`seedmp growmap make` writes one; without it mcsd has a k_config)"
+                "(`seedmp growmap make` writes one; mcsd is the same with a k_config)"
             )
         if self.method in _WITH_K_CONFIG and self.growmap is None and max(self.k_config) > self.draft_top_m:
             raise ConfigError(f"k_config={self.k_config}: no k may exceed draft_top_m={self.draft_top_m}")

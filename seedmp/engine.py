@@ -14,14 +14,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import zmq
@@ -59,12 +59,16 @@ from seedmp.ipc.messages import (
     WorkerLost,
     WorkerReady,
 )
+from seedmp.ipc.span_ring import SpanRing, ring_path
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_tokenizer
 from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk
 from seedmp.sampling import MAX_SEED, SamplingParams
 from seedmp.stopping import cut_at_stop
-from seedmp.trace import Span
+from seedmp.trace import Activity, Span
+
+if TYPE_CHECKING:
+    from seedmp.profiling.profile import Profile
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +122,9 @@ class Engine:
         WorkerStartError: a process did not become ready.
     """
 
+    # Told of each engine that serves; what they return is called before it closes (`seedmp profile`).
+    on_open: ClassVar[list[Callable[[Engine], Callable[[], None]]]] = []
+
     def __init__(
         self,
         target: str | os.PathLike[str] | None = None,
@@ -152,6 +159,7 @@ class Engine:
             self._io = _EngineThread(self)
             self._io.thread.start()
             self._io.wait_until_started(self.config.ready_timeout_s + 30)
+            self._before_close = [tell(self) for tell in Engine.on_open]
         except BaseException:
             self.close()
             raise
@@ -452,10 +460,29 @@ class Engine:
         """Process ids of the workers that are ready, by name, and of the supervisor."""
         return {**self._io.pids, "supervisor": self._process.pid}
 
+    def profile(self, folder: str | os.PathLike[str]) -> Profile:
+        """``with engine.profile("out/") as profile:`` watch every process, then write into the folder what each did.
+
+        ``profile.summary`` says in words what limited the run; docs/profiling.md describes the files.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        from seedmp.profiling.profile import Profile
+
+        return Profile(self, folder)
+
     # --- ending ---------------------------------------------------------------------------------
 
     def close(self) -> None:
         """End all processes and remove sockets and shared memory; pending requests raise EngineClosedError."""
+        try:
+            while getattr(self, "_before_close", None):
+                self._before_close.pop()()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         if hasattr(self, "_io"):
             self._io.stop(EngineClosedError("the engine was closed"))
         self._finalizer()
@@ -511,6 +538,7 @@ class _EngineThread:
         self.num_lost = 0
         self.dropped: deque[tuple[int, bool]] = deque()  # branches; filled by any thread, a finalizer too
         self.num_expected = self.config.num_groups
+        self.ring = SpanRing(ring_path(engine.folder, "engine"))
 
     # --- called from the user's threads ------------------------------------------------------------
 
@@ -637,6 +665,7 @@ class _EngineThread:
                 os.close(self.wake_read)
                 self.wake_write = None
             self.from_supervisor.close()
+            self.ring.close()
 
     def _serve(self, context: zmq.Context[Any]) -> None:
         while self.dead is None:
@@ -645,14 +674,21 @@ class _EngineThread:
             poller.register(self.from_supervisor.fileno(), zmq.POLLIN)
             for channel in self.channels.values():
                 poller.register(channel.socket, zmq.POLLIN)
+            channels = self.channels.values()
+            self.ring.count_bytes(sum(c.bytes_in for c in channels), sum(c.bytes_out for c in channels))
+            self.ring.enter(Activity.IDLE)
             ready = dict(poller.poll(POLL_MS))
+            self.ring.enter(Activity.IPC)
             if self.wake_read in ready:
                 os.read(self.wake_read, 4096)
             if self.from_supervisor.fileno() in ready:
                 self._read_supervisor(context)
             for channel in list(self.channels.values()):
-                for msg in channel.receive_all():
+                messages = channel.receive_all()
+                self.ring.enter(Activity.COMMIT)
+                for msg in messages:
                     self._on_message(msg)
+                self.ring.enter(Activity.IPC)
             self._send_dropped()
             self._send_orders()
 

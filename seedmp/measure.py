@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import psutil
 
 from seedmp import metrics
 from seedmp.engine import Engine, Prompt
+from seedmp.request import RequestOutput
 from seedmp.sampling import SamplingParams
 
 
@@ -53,10 +54,15 @@ class Measurement:
 
 def measure(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, timeout: float) -> Measurement:
     """Run a job once and account for it."""
+    return account(engine, lambda: engine.generate(prompts, params, timeout=timeout))
+
+
+def account(engine: Engine, job: Callable[[], Sequence[RequestOutput]]) -> Measurement:
+    """Run any job of one engine once and account for it; nothing else may run there meanwhile."""
     engine.spans(reset=True)
     before = engine.stats()
     start_s = time.perf_counter()
-    outputs = engine.generate(prompts, params, timeout=timeout)
+    outputs = job()
     wall_s = time.perf_counter() - start_s
     after = engine.stats()
     used = {name: after[name] - before[name] for name in after}

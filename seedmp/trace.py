@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+
+class Activity(enum.IntEnum):
+    """What a process can be busy with; it is in exactly one at a time, except that branches QUEUE meanwhile."""
+
+    IDLE = 0  # waits for messages
+    IPC = 1  # reads, decodes, encodes and sends messages
+    SCHEDULE = 2  # the scheduler takes note and decides
+    DRAFT = 3  # a draft grows trees
+    VERIFY = 4  # a forward of the target
+    RESAMPLE = 5  # the accept rule: accept, reject, draw from the residual
+    COMMIT = 6  # accepted tokens and their slots are kept; in your process: text is made
+    WATCH = 7  # the supervisor looks after the workers
+    QUEUE = 8  # a proposal waits for the target; beside the others
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,14 @@ from seedmp.ipc.messages import (
     Proposal,
     Shutdown,
 )
+from seedmp.ipc.span_ring import SpanRing, ring_path
 from seedmp.models.packed import PackedModel
 from seedmp.sampling import Noise, Purpose
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.opt_tree import AdaptiveTreeBuilder
 from seedmp.token_tree.static_tree import GrownStaticTree, StaticTreeBuilder
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind
+from seedmp.trace import Activity
 
 POLL_MS = 500
 
@@ -124,9 +126,17 @@ def _growmap(children: tuple[int, ...]) -> Growmap:
 class TreeDrafter:
     """Grows the trees of several tasks layer by layer, all of a layer in one forward; leaves are never run."""
 
-    def __init__(self, packed: PackedModel, top_m: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        packed: PackedModel,
+        top_m: int,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        *,
+        noise: float = 0.0,
+    ) -> None:
         self.packed = packed
         self.top_m = top_m
+        self.law_noise = noise
         self.clock_ns = clock_ns
         self.forward_before_ns = 0
 
@@ -218,7 +228,7 @@ class TreeDrafter:
         Neither the law nor the noise of those depends on how many follow.
         """
         builders = [g.builder for g in growing if isinstance(g.builder, StaticTreeBuilder)]
-        law = DraftLaw(way.temperature, self.top_m, self.packed.vocab_size)
+        law = DraftLaw(way.temperature, self.top_m, self.packed.vocab_size, self.law_noise)
         num_children = max(max(builder.num_children) for builder in builders)
         if way.kind is not ProposalKind.IID:  # distinct: a small vocabulary may not have so many
             exact = way.kind is ProposalKind.DETERMINISTIC or way.temperature == 0
@@ -274,6 +284,7 @@ class DraftServer:
         self.worker_id = worker_id
         self.epoch = epoch
         self.early: list[Any] = []  # what came with the welcome
+        self.ring = SpanRing(ring_path(folder, f"draft-{group}.{worker_id}-{epoch}"))
         self.channel.send(DraftHello(worker_id, epoch, PROTOCOL_VERSION, layout))
 
     def welcome(self, timeout_s: float, beat: Callable[[], None]) -> DraftWelcome:
@@ -297,8 +308,11 @@ class DraftServer:
         """Draft until Shutdown comes."""
         while True:
             beat()
+            self.ring.count_bytes(self.channel.bytes_in, self.channel.bytes_out)
+            self.ring.enter(Activity.IDLE)
             if not self.early and not self.channel.poll(POLL_MS):
                 continue
+            self.ring.enter(Activity.IPC)
             received, self.early = self.early or self.channel.receive_all(), []
             tasks = []
             for msg in received:
@@ -309,7 +323,10 @@ class DraftServer:
                     tasks.append(msg)
             if not tasks:
                 continue
-            for proposal in drafter.draft(tasks, self._announce):
+            self.ring.enter(Activity.DRAFT, tasks[0].branch_id if len(tasks) == 1 else -1, len(tasks))
+            proposals = drafter.draft(tasks, self._announce)
+            self.ring.enter(Activity.IPC)
+            for proposal in proposals:
                 self.channel.send(proposal)
 
     def _announce(self, task: DraftTask) -> None:
@@ -317,4 +334,5 @@ class DraftServer:
 
     def close(self) -> None:
         self.channel.close()
+        self.ring.close()
         self.context.term()

@@ -51,6 +51,7 @@ from seedmp.ipc.messages import (
     WorkerLost,
     WorkerReady,
 )
+from seedmp.ipc.span_ring import SpanRing, ring_path
 from seedmp.models.load import (
     ModelSpec,
     check_vocabularies,
@@ -61,6 +62,7 @@ from seedmp.models.load import (
 )
 from seedmp.models.packed import PackedModel, max_positions
 from seedmp.scheduler.scheduler import Limits, Scheduler
+from seedmp.trace import Activity
 from seedmp.workers.draft import DraftServer, TreeDrafter
 from seedmp.workers.lifecycle import WorkerSpec, last_log, run_worker
 from seedmp.workers.target import TargetRunner, Verifier
@@ -123,8 +125,9 @@ class Supervisor:
         self.target_spec = ModelSpec(config.target, config.target_shape)
         self.draft_spec = ModelSpec(config.draft, config.draft_shape)
         self.vocab_size = check_vocabularies(self.target_spec, self.draft_spec)
-        self.dtype = _resolve_dtype(config, self.placement, load_config(self.target_spec))
-        self.draft_dtype = self._choose_draft_dtype()
+        self.dtype, self.draft_dtype = resolve_dtypes(
+            config, self.placement, load_config(self.target_spec), load_config(self.draft_spec)
+        )
         self.shared: list[SharedModel | None] = []
 
     # --- starting -------------------------------------------------------------------------------
@@ -156,12 +159,6 @@ class Supervisor:
             return None
         config = load_config(self.draft_spec)
         return SharedModel(config, layout_for(config, self.config.num_draft_slots, self.draft_dtype))
-
-    def _choose_draft_dtype(self) -> torch.dtype:
-        """The target's dtype, but float32 for a small draft on a CPU: there the conversions of bfloat16 cost more."""
-        config = load_config(self.draft_spec).get_text_config(decoder=True)
-        is_small = config.num_hidden_layers * config.hidden_size**2 < SMALL_DRAFT
-        return torch.float32 if self.placement.target == "cpu" and is_small else self.dtype
 
     def _start_verifier(self, group: Group) -> None:
         spec = WorkerSpec(f"verifier-{group.index}", group.verifier_epoch, self._beat_index(group.index, None))
@@ -266,7 +263,8 @@ class Supervisor:
         if welcome.tensors:
             model, arena = _attach_model(shared.config, welcome.tensors, self.draft_dtype)
         assert arena is not None
-        drafter = TreeDrafter(PackedModel(model, arena, self.vocab_size), self.config.draft_top_m)
+        packed = PackedModel(model, arena, self.vocab_size)
+        drafter = TreeDrafter(packed, self.config.draft_top_m, noise=self.config.draft_noise)
         ready()
         server.serve(drafter, beat)
 
@@ -274,11 +272,14 @@ class Supervisor:
 
     def watch(self) -> None:
         """Until the engine says so or is gone: report, replace, notice stalls."""
+        ring = SpanRing(ring_path(self.folder, "supervisor"))
         while True:
             sources: list[Any] = [self.engine_in]
             sources += [worker.process.sentinel for worker in self.workers.values()]
             sources += [worker.pipe for worker in self.workers.values() if not worker.pipe.closed]
+            ring.enter(Activity.IDLE)
             ready = wait(sources, TICK_S)
+            ring.enter(Activity.WATCH)
             if self.engine_in in ready and self._engine_is_done():
                 return
             for worker in list(self.workers.values()):
@@ -423,6 +424,16 @@ class _GaveUp(_Down):
             f"{worker.spec.name} died (exit code {exitcode}){failure}; "
             f"{num_deaths} deaths in {RESTART_WINDOW_S:.0f} s are more than max_restarts allows",
         )
+
+
+def resolve_dtypes(
+    config: EngineConfig, placement: Placement, target_config: Any, draft_config: Any
+) -> tuple[torch.dtype, torch.dtype]:
+    """Of target and drafts: the same, but float32 for a small draft on a CPU, where converting bfloat16 costs more."""
+    dtype = _resolve_dtype(config, placement, target_config)
+    sizes = draft_config.get_text_config(decoder=True)
+    is_small = sizes.num_hidden_layers * sizes.hidden_size**2 < SMALL_DRAFT
+    return dtype, torch.float32 if placement.target == "cpu" and is_small else dtype
 
 
 def _resolve_dtype(config: EngineConfig, placement: Placement, target_config: Any) -> torch.dtype:

@@ -47,12 +47,13 @@ from seedmp.ipc.messages import (
     Submit,
     WorkerLost,
 )
+from seedmp.ipc.span_ring import SpanRing, ring_path
 from seedmp.models.packed import PackedModel
 from seedmp.sampling import Noise, TargetLaw
 from seedmp.scheduler import actions, events
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
-from seedmp.trace import Span
+from seedmp.trace import Activity, Span
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,10 @@ class TargetRunner:
             outcomes of the segments that were verified, and [texts' tokens] float32 log-probabilities
             of those that were scored, by branch.
         """
+        return self.decide(segments, self.forward(segments))
+
+    def forward(self, segments: Sequence[actions.Segment]) -> torch.Tensor:
+        """[rows wanted, V] logits of the last tokens and trees of the segments that are verified, in order."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -106,16 +111,16 @@ class TargetRunner:
             if s.verify:
                 wanted += range(end - 1, end + len(s.tree))
             first = end + len(s.tree)
-        logits = self.packed.forward(token_ids, positions, slots, allowed, wanted or None)
-        return self._decide(segments, logits)
+        return self.packed.forward(token_ids, positions, slots, allowed, wanted or None)
 
     @staticmethod
     def _num_columns(segments: Sequence[actions.Segment], slots: list[int]) -> int:
         return max(max(slots), *(max(s.context_slots, default=0) for s in segments)) + 1
 
-    def _decide(
+    def decide(
         self, segments: Sequence[actions.Segment], logits: torch.Tensor
     ) -> tuple[list[events.Outcome], dict[int, np.ndarray]]:
+        """Accept, reject and resample, or score; as ``run`` returns it."""
         outcomes: list[events.Outcome] = []
         scores: dict[int, np.ndarray] = {}
         first = 0
@@ -218,6 +223,7 @@ class Verifier:
         self.forward_ns = 0
         self.draft_overhead_ns = 0
         self.draft_forward_ns = 0
+        self.ring = SpanRing(ring_path(folder, f"verifier-{group}-{epoch}"), clock_ns)
         self.running = True
 
     # --- the loop -------------------------------------------------------------------------------
@@ -230,7 +236,10 @@ class Verifier:
         poller.register(self.supervisor.fileno(), zmq.POLLIN)
         timeout_ms = 0
         while self.running:
+            self._count_bytes()
+            self.ring.enter(Activity.IDLE)
             ready = dict(poller.poll(timeout_ms))
+            self.ring.enter(Activity.IPC)
             beat()
             start_ns, forward_before = self.clock_ns(), self.forward_ns
             if self.supervisor.fileno() in ready:
@@ -239,13 +248,19 @@ class Verifier:
                 self._on_draft_message(peer, msg)
             for peer, msg in self.engines.receive_all():
                 self._on_engine_message(peer, msg)
+            self.ring.enter(Activity.SCHEDULE)
             orders = self.scheduler.decide(self.clock_ns())
+            self.ring.enter(Activity.IPC)
             self._perform(orders)
             self._send_outbox()
             timeout_ms = self._timeout_ms(orders)
             if ready or orders:
                 self.overhead_ns += self.clock_ns() - start_ns - (self.forward_ns - forward_before)
         self._close()
+
+    def _count_bytes(self) -> None:
+        channels = (self.engines, self.drafts)
+        self.ring.count_bytes(sum(c.bytes_in for c in channels), sum(c.bytes_out for c in channels))
 
     def _timeout_ms(self, orders: Sequence[actions.Action]) -> int:
         for order in orders:
@@ -269,8 +284,11 @@ class Verifier:
 
     # --- messages -> events ----------------------------------------------------------------------
 
-    def _tell(self, event: events.Event) -> None:
-        self._perform(self.scheduler.handle(event, self.clock_ns()))
+    def _tell(self, event: events.Event, activity: Activity = Activity.SCHEDULE) -> None:
+        self.ring.enter(activity)
+        orders = self.scheduler.handle(event, self.clock_ns())
+        self.ring.enter(Activity.IPC)
+        self._perform(orders)
 
     def _on_draft_message(self, peer: bytes, msg: Any) -> None:
         if isinstance(msg, Proposal):
@@ -401,19 +419,28 @@ class Verifier:
     def _run_forward(self, order: actions.RunForward) -> None:
         start_ns = self.clock_ns()
         forward_before = self.runner.packed.forward_ns
-        outcomes, scores = self.runner.run(order.segments)
+        verified = [s for s in order.segments if s.verify]
+        branch_id = verified[0].branch_id if len(verified) == 1 else -1
+        num_rows = sum(len(s.chain_ids) + len(s.tree) for s in order.segments)
+        self.ring.enter(Activity.VERIFY, branch_id, num_rows)
+        logits = self.runner.forward(order.segments)
+        if logits.is_cuda and self.ring.is_recording:
+            torch.cuda.synchronize(logits.device)  # or the accept rule would seem to take the forward's time
+        self.ring.enter(Activity.RESAMPLE, branch_id, len(verified))
+        outcomes, scores = self.runner.decide(order.segments, logits)
         end_ns = self.clock_ns()
         self.forward_ns += self.runner.packed.forward_ns - forward_before
-        verified = [s for s in order.segments if s.verify]
-        self.spans.append(Span("verify", -1, verified[0].branch_id if len(verified) == 1 else -1, start_ns, end_ns))
+        self.spans.append(Span("verify", -1, branch_id, start_ns, end_ns))
         for segment in verified:
             branch = self.scheduler.branches.get(segment.branch_id)
             if branch is not None:
-                self.spans.append(Span("queue", -1, segment.branch_id, min(branch.ready_ns, start_ns), start_ns))
-        for branch_id, logprobs in scores.items():
-            peer, request_id = self.owners[branch_id]
+                ready_ns = min(branch.ready_ns, start_ns)
+                self.spans.append(Span("queue", -1, segment.branch_id, ready_ns, start_ns))
+                self.ring.note(Activity.QUEUE, segment.branch_id, len(segment.tree), ready_ns, start_ns)
+        for scored_id, logprobs in scores.items():
+            peer, request_id = self.owners[scored_id]
             self.outbox.append((peer, Scored(request_id, logprobs)))
-        self._tell(events.ForwardFinished(end_ns - start_ns, tuple(outcomes)))
+        self._tell(events.ForwardFinished(end_ns - start_ns, tuple(outcomes)), Activity.COMMIT)
 
     def _forget(self, branch_id: int) -> tuple[bytes, int]:
         owner = self.owners.pop(branch_id)
@@ -437,6 +464,10 @@ class Verifier:
             "forward_ns": self.forward_ns,
             "draft_overhead_ns": self.draft_overhead_ns,
             "draft_forward_ns": self.draft_forward_ns,
+            "engine_bytes_in": self.engines.bytes_in,
+            "engine_bytes_out": self.engines.bytes_out,
+            "draft_bytes_in": self.drafts.bytes_in,
+            "draft_bytes_out": self.drafts.bytes_out,
             "malformed_messages": self.engines.num_malformed + self.drafts.num_malformed,
             "active_branches": len(scheduler.branches),
             "queue_len": len(scheduler.queue()),
@@ -463,6 +494,7 @@ class Verifier:
         self.drafts.socket.setsockopt(zmq.LINGER, 200)
         self.engines.close()
         self.drafts.close()
+        self.ring.close()
         self.context.term()
 
 

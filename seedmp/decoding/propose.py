@@ -28,6 +28,8 @@ class DraftLaw:
         temperature: 0 proposes the top candidates deterministically.
         top_m: tokens kept; their (id, probability) pairs travel with the proposal.
         vocab_size: real tokens; logits beyond are padding. None means that there is none.
+        noise: share of the law that is uniform over the kept tokens, in [0, 1]: a worse draft, for benchmarks.
+            Draws come from the mixed law, and the mixed law is shipped.
 
     Raises:
         ConfigError: a value is out of range.
@@ -36,8 +38,11 @@ class DraftLaw:
     temperature: float
     top_m: int
     vocab_size: int | None = None
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.noise <= 1:
+            raise ConfigError(f"draft noise={self.noise!r}: must be in [0, 1]")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(f"draft temperature={self.temperature!r}: must be a finite number >= 0")
         for name, value in {"top_m": self.top_m, "vocab_size": self.vocab_size}.items():
@@ -118,6 +123,9 @@ def propose_children(
     # fmax turns NaN into the minimum: a draft that broke proposes badly, but by a law.
     probs = np.fmax(scaled.softmax(-1).cpu().numpy(), np.float32(MIN_DRAFT_PROB))
     row_probs = probs / probs.sum(-1, keepdims=True)
+    if law.noise:
+        row_probs = np.float32(1 - law.noise) * row_probs + np.float32(law.noise / m)
+        row_probs /= row_probs.sum(-1, keepdims=True)
 
     log_probs = np.log(row_probs, dtype=np.float64)  # [R, m]; of the float32 numbers that are shipped
     noise = np.array(gumbel)

@@ -39,6 +39,8 @@ MIXTURE = {
     "votes": 0.025,
     "prose": 0.045,
 }
+# What a search decides by: a quarter of the batches on top, as the mixture has few such tokens.
+DECISIONS = {"values": 0.45, "judgements": 0.25, "plans": 0.2, "games": 0.1}
 MIN_PROSE = 24  # tokens; a smaller rest of a window is padding
 WAITING = 24  # documents of each kind to choose from
 

@@ -38,16 +38,17 @@ from seedmp.training.train import Plan, load_weights, train
 
 STAGES = ("data", "target", "draft", "sample", "distil", "evaluate", "export")
 NUM_SHARDS = 2
+BATCH_SHARES = {"windows-0": 0.5, "windows-1": 0.25, "decisions": 0.25}
 DRAFT_ADAM_RATE = 4e-3
 DISTIL_START_RATE = 0.5
 OWN_TEXT_SHARE = 0.5  # of the windows in distillation
 # Texts sampled from the target for distillation: prompt kind -> (prompts, most new tokens).
 OWN_TEXTS = {
-    "gsm8k": (768, 150),
-    "stories": (768, 200),
-    "prose": (256, 160),
-    "plans": (96, 170),
-    "games": (384, 80),
+    "gsm8k": (512, 150),
+    "stories": (576, 200),
+    "prose": (192, 160),
+    "plans": (64, 170),
+    "games": (256, 80),
 }
 SAMPLING_BATCH = 64
 PROSE_PROMPT_TOKENS = 40
@@ -88,6 +89,8 @@ def make_data(args: argparse.Namespace) -> None:
     for number in range(NUM_SHARDS):
         documents = corpus.sources(args.data, args.seed + 1 + number)
         corpus.pack(documents, encode, corpus.MIXTURE, per_shard).save(args.out / f"windows-{number}")
+    documents = corpus.sources(args.data, args.seed + 1 + NUM_SHARDS)
+    corpus.pack(documents, encode, corpus.DECISIONS, max(1, per_shard // 2)).save(args.out / "decisions")
 
 
 def train_target(args: argparse.Namespace) -> None:
@@ -126,7 +129,6 @@ def train_draft(args: argparse.Namespace) -> None:
 
 def sample_own_texts(args: argparse.Namespace) -> None:
     """Let the target continue prompts at temperature 1: a draft is judged on such texts."""
-    torch.set_num_threads(args.processes)
     target = build(args.target_shape).eval()
     load_weights(target, args.out / "target.pt")
     target = target.to(torch.bfloat16)
@@ -179,7 +181,6 @@ def _pack_texts(texts: list[list[int]], seed: int) -> Windows:
 
 def distil_draft(args: argparse.Namespace) -> None:
     """The draft learns the target's law at every position of the windows and of the target's own texts."""
-    shards = [args.out / f"windows-{number}" for number in range(NUM_SHARDS)]
     train(
         _plan(
             args,
@@ -187,7 +188,7 @@ def distil_draft(args: argparse.Namespace) -> None:
             checkpoint=args.out / "distilled.pt",
             minutes=args.distil_minutes,
             num_windows=args.batch,
-            windows=(shards[-1], args.out / "own"),
+            windows=(args.out / "windows-1", args.out / "own"),
             shares=(1 - OWN_TEXT_SHARE, OWN_TEXT_SHARE),
             start_from=args.out / "draft.pt",
             teacher=(args.target_shape, args.out / "target.pt"),
@@ -231,10 +232,9 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace, **settings: Any) -> Plan:
-    shards = tuple(args.out / f"windows-{number}" for number in range(NUM_SHARDS))
     defaults: dict[str, Any] = {
-        "windows": shards,
-        "shares": (1 / NUM_SHARDS,) * NUM_SHARDS,
+        "windows": tuple(args.out / name for name in BATCH_SHARES),
+        "shares": tuple(BATCH_SHARES.values()),
         "held_out": args.out,
         "num_ranks": args.processes,
         "seed": args.seed,
@@ -259,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=75.0, help="of the target's training")
     parser.add_argument("--draft-minutes", type=float, default=5.0)
     parser.add_argument("--distil-minutes", type=float, default=12.0)
-    parser.add_argument("--million-tokens", type=float, default=28.672, help="training tokens to make")
+    parser.add_argument("--million-tokens", type=float, default=28.672, help="training tokens to make, decisions apart")
     parser.add_argument("--held-out-windows", type=int, default=8, help="of each kind")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json to use instead of training one"
@@ -267,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--init", type=Path, metavar="DIR", help="a target to begin with instead of random weights")
     parser.add_argument("--start-rate", type=float, default=1.0, help="share of the full learning rate to begin with")
     parser.add_argument("--processes", type=int, default=2, help="training processes of one thread each")
-    parser.add_argument("--batch", type=int, default=4, help="windows of a step in each process")
+    parser.add_argument("--batch", type=int, default=4, help="windows of a step in each process, a multiple of 4")
     parser.add_argument("--prompts", type=int, default=30, help="prompts of each kind in the evaluation")
     parser.add_argument("--own-texts", type=float, default=1.0, help="factor on the number of texts to sample")
     parser.add_argument("--seed", type=int, default=0)

@@ -68,7 +68,7 @@ class LocalLoop:
         self.now_ns = 0
         self.runner = TargetRunner(self._packed(models.target, self.config.kv_slots, models.vocab_size))
         draft = self._packed(models.draft, self.config.num_draft_slots, models.vocab_size)
-        self.drafter = TreeDrafter(draft, self.config.draft_top_m, self._tick)
+        self.drafter = TreeDrafter(draft, self.config.draft_top_m, self._tick, noise=self.config.draft_noise)
         self.tasks: deque[tuple[int, list[DraftTask]]] = deque()
         self.outcomes: dict[int, Outcome] = {}
         self.failures: dict[int, str] = {}

@@ -1,31 +1,48 @@
-"""The benchmark runs, writes what it promises, and compares equal tokens."""
+"""``seedmp bench`` runs with small models and writes what it promises."""
 
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import schedules
+from seedmp.cli import main
 
-KEYS = {"name", "tokens_per_s", "speedup", "acceptance_rate", "mean_accepted_len", "overlap_s", "verifier_busy"}
-
-
-def test_smoke(tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
-    assert schedules.main(["--smoke", "--json", str(out)]) == 0
-    report = json.loads(out.read_text())
-    rows = {row["name"]: row for row in report["rows"]}
-    assert set(rows) == {"generate", "generate-batch", "serial-ar", "serial-sd", "fcfs-batch"}
-    assert all(row.keys() >= KEYS | {"text_equals_ar"} for row in rows.values())
-    assert all(row["text_equals_ar"] for row in rows.values()), "float32: every row makes the same tokens"
-    assert rows["fcfs-batch"]["mean_accepted_len"] > 1 == rows["serial-ar"]["mean_accepted_len"]
-    assert {"bounds", "memory_mib", "settings", "threads", "node"} <= report.keys()
+FIGURES = {"tokens_per_s", "speedup", "acceptance_rate", "mean_accepted_len", "overlap_s", "verifier_busy", "repeats"}
 
 
-def test_a_file_of_the_wrong_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = tmp_path / "wrong.jsonl"
-    wrong.write_text('{"question": "no answer"}\n')
-    assert schedules.main(["--data", str(wrong)]) == 2
-    assert "answer" in capsys.readouterr().err
+def bench(name: str, out: Path, *arguments: str) -> dict[str, Any]:
+    assert main(["bench", name, "--smoke", "--out", str(out), *arguments]) == 0
+    ElementTree.parse(out / f"{name}.svg")
+    assert name in (out / "report.html").read_text()
+    report: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    assert report["complete"] and {"settings", "threads", "node", "model", "took_s"} <= report.keys()
+    return report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_peers(tmp_path: Path) -> None:
+    rows = {row["name"]: row for row in bench("peers", tmp_path)["rows"]}
+    assert {"generate", "generate-batch", "continuous-batch", "assisted", "prompt-lookup", "ar", "fcfs-batch"} <= set(rows)
+    assert all(rows[name].keys() >= FIGURES for name in ("ar", "fcfs-batch"))
+    assert "not installed" in rows["llama.cpp"]["not_run"] or "GGUF" in rows["llama.cpp"]["not_run"]
+    ran = [row for row in rows.values() if "tokens_per_s" in row]
+    assert len(ran) >= 6
+    assert all(row["text_equals_base"] for row in ran), "float32: every row makes the same tokens"
+    assert rows["fcfs-batch"]["mean_accepted_len"] > 1 == rows["ar"]["mean_accepted_len"]
+    assert rows["fcfs-batch"]["memory_mib"]["verifier-0"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_table1_and_what_a_noisy_draft_costs(tmp_path: Path) -> None:
+    ar, batch = bench("table1", tmp_path)["rows"]
+    assert (ar["name"], batch["name"], batch["task"]) == ("ar", "mcsd-batch", "blocksworld")
+    assert batch["text_equals_base"] and batch["num_tokens"] >= 6
+    noisy = bench("acceptance", tmp_path)["rows"][-1]
+    assert noisy["draft_noise"] == 0.5 and noisy["text_equals_base"]
+    assert noisy["acceptance_rate"] < 0.5

@@ -380,7 +380,7 @@ class ScriptedChannel:
 def test_a_task_right_behind_the_welcome_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that replaces another is sent a task at once; both may be there when it looks."""
     empty = np.zeros(0, dtype="<i4")
-    task = DraftTask(0, 0, 1, 0, 0, (1,), ProposalKind.DETERMINISTIC, 0.0, False, empty, (5,), empty)
+    task = DraftTask(0, 0, 1, 0, 0, (1, 0), ProposalKind.DETERMINISTIC, 0.0, False, empty, (5,), empty)
     channel = ScriptedChannel([DraftWelcome(), task], [Shutdown()])
     monkeypatch.setattr("seedmp.workers.draft.DealerChannel", lambda *args: channel)
     server = DraftServer(tmp_path, 0, 0, 3, 1, "layout")

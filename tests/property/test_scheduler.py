@@ -466,6 +466,27 @@ def test_late_and_copied_proposals_are_counted_and_dropped() -> None:
     world.check_texts()
 
 
+def test_slots_that_were_not_lent_are_not_kept() -> None:
+    """A draft that claims them loses its KV, and nothing else happens."""
+    world = World(fcfs_config(), random.Random(0))
+    world.join(0)
+    world.submit([1, 2], SamplingParams(temperature=0.0, max_tokens=8, seed=1))
+    world.decide()
+    ((order, _),) = world.tasks
+    world.tasks.clear()
+    world.write_context(order)
+    right = target_token([1, 2])
+    tree = TokenTree((right, target_token([1, 2, right])), (NO_PARENT, 0), order.kind)
+    world.tell(events.ProposalArrived(0, 0, 0, 0, 1, tree, None, (7, 0)))
+    while len(world.tokens[0]) == 2:
+        world.decide()
+        world.finish_forward()
+    assert len(world.tokens[0]) == 5
+    assert len(world.scheduler.branches[0].draft_path) == 2
+    world.drain()
+    world.check_texts()
+
+
 def test_a_lost_worker_of_an_old_epoch_takes_nothing_from_the_new_one() -> None:
     world = World(fcfs_config(), random.Random(0))
     params = SamplingParams(temperature=0.0, max_tokens=5, seed=1)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from seedmp.decoding.propose import MIN_DRAFT_PROB, Children, DraftLaw, noise_size, propose_children
+from seedmp.decoding.propose import (
+    MIN_DRAFT_PROB,
+    Children,
+    DraftLaw,
+    likeliest,
+    noise_size,
+    propose_children,
+    propose_coupled,
+)
+from seedmp.decoding.target_sample import sample_token
 from seedmp.errors import ConfigError
 from seedmp.token_tree.tree import ProposalKind
 
@@ -138,3 +147,33 @@ def test_draft_law_refuses_values_out_of_range(temperature: float, top_m: int, v
 def test_no_rows_give_no_children(kind: ProposalKind) -> None:
     children = propose(torch.zeros(0, 7), 2, kind, DraftLaw(1.0, top_m=3))
     assert children.token_ids.shape == (0, 2)
+
+
+def test_coupled_children_are_what_a_target_of_the_same_law_would_draw() -> None:
+    logits = random_logits(4, 20)
+    gumbel = np.random.default_rng(3).gumbel(size=(2, 18))
+    noise_rows = [0, 0, 1, 1]
+    children = propose_coupled(logits, 3, DraftLaw(0.7, 5, 18), gumbel, noise_rows)
+    assert children.shape == (4, 3) and children.dtype == np.int32
+    for row, noise_row in enumerate(noise_rows):
+        probs = (logits[row, :18].double() / 0.7).softmax(-1).numpy()
+        drawn = []
+        for _ in range(3):  # the second child is what would be drawn if the first were not there
+            drawn.append(sample_token(probs, gumbel[noise_row]))
+            probs[drawn[-1]] = 0
+        assert children[row].tolist() == drawn
+
+
+def test_coupled_children_are_no_more_than_there_are_tokens() -> None:
+    assert propose_coupled(random_logits(1, 20), 9, DraftLaw(1.0, 5, 4), np.zeros((1, 4)), [0]).shape == (1, 4)
+
+
+def test_the_likeliest_tokens_are_those_of_temperature_1_without_padding() -> None:
+    logits = random_logits(3, 20)
+    logits[:, 18:] = 100
+    token_ids, log_probs = likeliest(logits, 4, 18)
+    expected = logits[:, :18].log_softmax(-1)
+    np.testing.assert_allclose(log_probs, np.take_along_axis(expected.numpy(), token_ids, 1), rtol=1e-6)
+    assert token_ids[:, 0].tolist() == expected.argmax(-1).tolist()
+    assert (np.diff(log_probs) <= 0).all()
+    assert likeliest(logits, 99, 18)[0].shape == (3, 18)

@@ -1,0 +1,28 @@
+"""The price list of this machine, measured on the bundled pair in this process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seedmp.config import EngineConfig
+from seedmp.errors import ConfigError
+from seedmp.models import pair
+from seedmp.tuning.costs import Costs
+from seedmp.tuning.measure import measure_costs
+
+CONFIG = EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT), placement="cpu", target_threads=1)
+
+
+def test_both_models_are_timed() -> None:
+    before = torch.get_num_threads()
+    costs = measure_costs(CONFIG, rows=(1, 4), branches=(1, 3), context_len=20, repeats=2)
+    assert costs.target.sizes == (1, 4) and costs.draft.sizes == (1, 3)
+    assert costs.target.at(1) > 0 and costs.draft.at(3) >= costs.draft.at(1) >= 0
+    assert Costs.from_plain(costs.to_plain()).target == costs.target
+    assert costs.cores > 0 and torch.get_num_threads() == before
+
+
+def test_without_a_draft_there_is_nothing_to_time() -> None:
+    with pytest.raises(ConfigError, match="no draft"):
+        measure_costs(EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT), method="ar"))
