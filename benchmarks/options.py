@@ -1,0 +1,167 @@
+"""What a benchmark is asked for, and everything about it that can be refused before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from seedmp.config import DTYPES
+from seedmp.errors import ConfigError
+from seedmp.models.inflate import get_shape
+from seedmp.models.load import ModelSpec, load_config
+
+NONE = "none"
+CPU_SHAPE, GPU_SHAPES, SMOKE_SHAPE = "134m", ("7b", "68m"), "13m"
+GPU_ROOM_GIB = 24  # a 7B target in bfloat16, a draft, their contexts and KV
+REPORT_ROOM_MIB = 16
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "i8mm_bf16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings that all benchmarks share.
+
+    Args:
+        quick: sizes for minutes instead of an hour.
+        smoke: sizes for seconds: does it still run? Figures mean nothing.
+        repeats: interleaved repeats; None: 5, 2 with ``quick``, 1 with ``smoke``.
+        target: folder or hub id; None is the bundled pair, inflated.
+        draft: the same for the draft.
+        data: a file in a published format, or a folder with such files; None: texts of our own.
+        shape: what a bundled target is inflated to, ``none``, or None for what suits the node.
+        draft_shape: the same for the draft.
+        dtype: of both models; None for what suits the node.
+        out: folder for JSON, plots and the report.
+        seed: of sampled texts.
+    """
+
+    quick: bool = False
+    smoke: bool = False
+    repeats: int | None = None
+    target: str | None = None
+    draft: str | None = None
+    data: Path | None = None
+    shape: str | None = None
+    draft_shape: str | None = None
+    dtype: str | None = None
+    out: Path = Path("bench-report")
+    seed: int = 0
+
+    @property
+    def num_repeats(self) -> int:
+        """Repeats after the warm-up."""
+        return self.repeats or self.pick(5, 2, 1)
+
+    def pick(self, full: Any, quick: Any, smoke: Any) -> Any:
+        """The size that was asked for."""
+        return smoke if self.smoke else quick if self.quick else full
+
+    def resolved(self) -> Options:
+        """Shapes and dtype chosen for this node, all settings checked.
+
+        Raises:
+            ConfigError: a setting is wrong, or the folder has no room or cannot be written.
+        """
+        if self.repeats is not None and self.repeats < 1:
+            raise ConfigError(f"repeats={self.repeats}: must be a whole number >= 1")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        if self.target is not None and self.draft is None:
+            raise ConfigError(f"no draft for target {self.target!r}: give --draft too")
+        if self.data is not None and not self.data.exists():
+            raise ConfigError(f"--data {self.data}: no such file or folder")
+        check_folder(self.out)
+        shape, draft_shape, dtype = self._defaults()
+        shape, draft_shape = self.shape or shape, self.draft_shape or draft_shape
+        for name in (shape, draft_shape):
+            if name not in (None, NONE):
+                get_shape(name)
+        chosen = replace(
+            self, shape=None if shape == NONE else shape, draft_shape=None if draft_shape == NONE else draft_shape,
+            dtype=self.dtype or dtype,
+        )  # fmt: skip
+        load_config(chosen.target_spec)
+        load_config(chosen.draft_spec)
+        return chosen
+
+    def _defaults(self) -> tuple[str | None, str | None, str]:
+        """Shapes of target and draft, and dtype, that suit the node."""
+        import torch
+
+        if self.smoke:
+            return (SMOKE_SHAPE if self.target is None else None), None, "float32"
+        if not torch.cuda.is_available():
+            return (CPU_SHAPE if self.target is None else None), None, "bfloat16" if _has_bf16() else "float32"
+        if self.target is not None:
+            return None, None, "bfloat16"
+        room_gib = torch.cuda.mem_get_info()[0] / 2**30
+        shape, draft_shape = GPU_SHAPES if room_gib >= GPU_ROOM_GIB else (CPU_SHAPE, NONE)
+        return shape, draft_shape, "bfloat16"
+
+    @property
+    def target_spec(self) -> ModelSpec:
+        """The target; ``resolved`` options only."""
+        from seedmp.models import pair
+
+        return ModelSpec(self.target or str(pair.TARGET), self.shape)
+
+    @property
+    def draft_spec(self) -> ModelSpec:
+        """The draft; ``resolved`` options only."""
+        from seedmp.models import pair
+
+        return ModelSpec(self.draft or str(pair.DRAFT), self.draft_shape)
+
+    def engine_settings(self) -> dict[str, Any]:
+        """Settings that all engines of a run share."""
+        return {
+            "target": self.target, "draft": self.draft, "target_shape": self.shape, "draft_shape": self.draft_shape,
+            "dtype": self.dtype,
+        }  # fmt: skip
+
+    def describe_model(self) -> str:
+        """The models in words; says so when they are inflated."""
+        target = self.target or "bundled target"
+        target += f", inflated to {self.shape}" if self.shape else ""
+        draft = self.draft or "bundled draft"
+        draft += f", inflated to {self.draft_shape}" if self.draft_shape else ""
+        return f"{target}; {draft}; {self.dtype}"
+
+    def to_plain(self) -> dict[str, Any]:
+        """A JSON-able dictionary without folders of this machine."""
+        return {
+            "size": self.pick("full", "quick", "smoke"), "repeats": self.num_repeats, "seed": self.seed,
+            "target": self.target or "bundled", "draft": self.draft or "bundled", "shape": self.shape or NONE,
+            "draft_shape": self.draft_shape or NONE, "dtype": self.dtype,
+            "data": self.data.name if self.data else "our own",
+        }  # fmt: skip
+
+
+def check_folder(path: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        ConfigError: it cannot be written, or the disk is full.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+        free_mib = shutil.disk_usage(path).free / 2**20
+    except OSError as error:
+        raise ConfigError(f"--out {path}: cannot be written: {error.strerror or error}") from None
+    if free_mib < REPORT_ROOM_MIB:
+        raise ConfigError(f"--out {path}: {free_mib:.0f} MiB free, {REPORT_ROOM_MIB} are needed")
+
+
+def _has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; without, it is slower than float32."""
+    try:
+        return bool(set(CPU_INFO.read_text().split()) & set(BF16_FLAGS))
+    except OSError:
+        return False

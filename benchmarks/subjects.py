@@ -1,0 +1,229 @@
+"""What rows are measured on: our engines, kept alive from group to group as long as there is memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from seedmp.benchmarks.harness import NotRunError, Subject
+from seedmp.benchmarks.options import Options
+from seedmp.benchmarks.summary import Result, Texts
+from seedmp.config import Method, Schedule
+from seedmp.engine import Engine
+from seedmp.errors import ConfigError, SeedmpError
+from seedmp.measure import account, memory_by_process
+from seedmp.models.inflate import SHAPES
+from seedmp.models.load import load_tokenizer
+from seedmp.request import RequestOutput
+from seedmp.sampling import SamplingParams
+
+TIMEOUT_S = 1800.0
+STARTS_AT_ONCE = 2  # importing torch is most of a start, and keeps one core busy
+PROCESS_GIB = 0.3  # what a process has besides weights
+CUDA_PROCESS_GIB = 0.6
+FREE_SHARE = 0.8  # of what is free; KV, activations and others need the rest
+
+
+@dataclass(frozen=True)
+class EngineSubject:
+    """An engine by its settings, as sorted pairs, so that equal ones are shared."""
+
+    settings: tuple[tuple[str, Any], ...]
+
+    def start(self) -> Engine:
+        """Start its processes."""
+        need_gib = self.need_gib()
+        free_gib = _free_gib()
+        if need_gib > free_gib * FREE_SHARE:
+            raise NotRunError(f"needs about {need_gib:.1f} GiB, {free_gib:.1f} GiB are free")
+        settings = dict(self.settings)
+        return Engine(settings.pop("target"), settings.pop("draft"), **settings)
+
+    def need_gib(self) -> float:
+        """About what it takes: a target a group, one set of draft weights, and each process."""
+        import torch
+
+        settings = dict(self.settings)
+        bytes_each = 4 if settings["dtype"] == "float32" else 2
+        groups = settings.get("num_drafts", 1) if settings.get("schedule") == Schedule.PARALLEL.value else 1
+        weights = sum(
+            copies * SHAPES[shape].num_parameters * bytes_each / 2**30
+            for copies, shape in ((groups, settings["target_shape"]), (1, settings["draft_shape"]))
+            if shape is not None
+        )
+        process_gib = CUDA_PROCESS_GIB if torch.cuda.is_available() else PROCESS_GIB
+        return float(weights + process_gib * (groups + settings.get("num_drafts", 1)))
+
+
+def engine_subject(options: Options, **settings: Any) -> EngineSubject:
+    """An engine with the common models.
+
+    ``serial`` has one draft whatever is asked for: it serves one request at a time. Names of methods and the
+    like are strings.
+    """
+    if settings.get("schedule") == Schedule.SERIAL.value:
+        settings["num_drafts"] = 1
+    if settings.get("method") in (Method.AR.value, Method.NGRAM.value):
+        settings.pop("k_config", None)
+    return EngineSubject(tuple(sorted({**options.engine_settings(), **settings}.items())))
+
+
+class EnginePool:
+    """Starts subjects and keeps them; a context manager that closes all."""
+
+    def __init__(self) -> None:
+        self._started: dict[Subject, Any] = {}  # least recently used first
+
+    def __enter__(self) -> EnginePool:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for started in self._started.values():
+            started.close()
+        self._started.clear()
+
+    def prepare(self, subjects: Sequence[Subject], on_started: Callable[[], object]) -> dict[Subject, Any]:
+        """Started subjects, or the error of those that cannot run here; others are closed when room is needed.
+
+        Raises:
+            ConfigError: a setting is wrong.
+        """
+        result: dict[Subject, Any] = {}
+        for subject in subjects:
+            if subject in self._started:
+                result[subject] = self._started[subject] = self._started.pop(subject)
+        missing = [subject for subject in subjects if subject not in result]
+        self._make_room(missing, keep=set(subjects))
+        with ThreadPoolExecutor(STARTS_AT_ONCE) as threads:
+            futures = {subject: threads.submit(subject.start) for subject in missing}
+            try:
+                for subject, future in futures.items():
+                    with _error_into(result, subject):
+                        result[subject] = self._started[subject] = future.result()
+                    on_started()
+            except BaseException:
+                for subject, future in futures.items():
+                    if not future.cancel() and subject not in result:
+                        with contextlib.suppress(SeedmpError):
+                            self._started[subject] = future.result()  # is closed with the others
+                raise
+        return result
+
+    def _make_room(self, missing: Sequence[Subject], keep: set[Subject]) -> None:
+        need_gib = sum(subject.need_gib() for subject in missing if isinstance(subject, EngineSubject))
+        for subject in [subject for subject in self._started if subject not in keep]:
+            if need_gib <= _free_gib() * FREE_SHARE:
+                return
+            self._started.pop(subject).close()
+
+    def memory_mib(self, subject: Subject) -> dict[str, float]:
+        """PSS by process; of peers nothing is known, they live in the benchmark's own process."""
+        started = self._started.get(subject)
+        if not isinstance(started, Engine):
+            return {}
+        with contextlib.suppress(psutil.Error):
+            return {name: round(sizes["pss"], 1) for name, sizes in memory_by_process(started).items()}
+        return {}
+
+
+@contextlib.contextmanager
+def _error_into(result: dict[Subject, Any], subject: Subject) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except SeedmpError as error:
+        result[subject] = error
+
+
+def _free_gib() -> float:
+    """Memory that a new engine could have: the GPU's, or the node's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0] / 2**30)
+    return float(psutil.virtual_memory().available / 2**30)
+
+
+# --- jobs ----------------------------------------------------------------------------------------
+
+
+def continue_all(engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Result:
+    """Continue prompts at once and forget them: no repeat finds the KV of an earlier one.
+
+    transformers computes each prompt anew, so we do too.
+    """
+    outputs: list[RequestOutput] = []
+
+    def job() -> list[RequestOutput]:
+        outputs[:] = submit_fresh(engine, prompts, params)
+        return outputs
+
+    measured = account(engine, job)
+    return Result.of(measured, **latencies(outputs))
+
+
+def submit_fresh(engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[RequestOutput]:
+    """Outputs of prompts, whose KV is freed as each ends."""
+    branch_ids = [engine.new_branch_id() for _ in prompts]
+    try:
+        handles = [
+            engine.submit_all(tuple(prompt), params, children=[branch_id])[0]
+            for prompt, branch_id in zip(prompts, branch_ids, strict=True)
+        ]
+        return engine.wait_for(handles, TIMEOUT_S)
+    finally:
+        for branch_id in branch_ids:
+            engine.drop_branch(branch_id, free=True)
+
+
+def latencies(outputs: Sequence[RequestOutput]) -> dict[str, float]:
+    """Mean time to the first token, and median and longest time of a request."""
+    elapsed = sorted(output.metrics.elapsed_s for output in outputs)
+    first = [output.metrics.first_token_s for output in outputs]
+    return {
+        "first_token_s": sum(first) / len(first), "latency_s": elapsed[len(elapsed) // 2], "latency_max_s": elapsed[-1],
+    }  # fmt: skip
+
+
+def greedy_texts(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int) -> Texts:
+    """What the engine makes of prompts without chance."""
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, seed=0)
+    return tuple(output.token_ids for output in submit_fresh(engine, prompts, params))
+
+
+class Encoder:
+    """Prompts as token ids: by the chat template where the target has one, else as they are."""
+
+    def __init__(self, options: Options) -> None:
+        tokenizer = load_tokenizer(options.target_spec.path)
+        if tokenizer is None:
+            raise ConfigError(f"{options.target_spec.path}: has no tokenizer, which the prompts need")
+        self.tokenizer: Any = tokenizer
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether prompts are conversations."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def prompt(self, text: str, question: str | None = None) -> tuple[int, ...]:
+        """Text to continue; for a chat model ``question`` instead, as what the user says."""
+        if self.has_chat:
+            return self.conversation([question or text])
+        return tuple(self.tokenizer(text, add_special_tokens=True).input_ids)
+
+    def conversation(self, turns: Sequence[str]) -> tuple[int, ...]:
+        """User and assistant in turn, by the chat template."""
+        messages = [
+            {"role": ("user", "assistant")[number % 2], "content": content} for number, content in enumerate(turns)
+        ]
+        return tuple(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    def plain(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text, its first special token included."""
+        return tuple(self.tokenizer(text, add_special_tokens=True).input_ids)

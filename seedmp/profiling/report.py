@@ -1,0 +1,219 @@
+"""A profile as figures (``profile.json``), as words, as a page, and as a price list for the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from seedmp import metrics
+from seedmp.profiling.findings import Finding, measure_busy
+from seedmp.profiling.sampler import ProcessRecord, Sample
+from seedmp.trace import Activity
+from seedmp.tuning.costs import Costs, Curve, chain_acceptance
+
+if TYPE_CHECKING:
+    from seedmp.profiling.profile import ProfileData
+
+FORMAT = 1
+MIB = 2**20
+NOTE = "switches: taken from its core by somebody else. PSS: with its share of shared pages. engine: your process."
+STYLE = """
+body { font: 15px/1.5 Helvetica, Arial, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #111 }
+pre { background: #f1f2f4; padding: 1em; overflow-x: auto; font-size: 12.5px; white-space: pre-wrap }
+svg { max-width: 100%; height: auto } figure { margin: 1.5em 0 }
+figcaption, footer { color: #666c77; font-size: 13px }
+"""
+
+
+def figures(data: ProfileData, findings: list[Finding]) -> dict[str, Any]:
+    """Everything as a JSON-able dictionary; memory in MiB, times in seconds, shares of one core or of the time."""
+    stats = data.stats
+    rates = {
+        "tokens_per_s": metrics.tokens_per_s(int(stats.get("committed_tokens", 0)), data.wall_s),
+        "acceptance_rate": metrics.acceptance_rate(int(stats.get("accepted", 0)), int(stats.get("drafted", 0))),
+        "mean_accepted_len": metrics.mean_accepted_len(int(stats.get("accepted", 0)), int(stats.get("rounds", 0))),
+    }
+    return {
+        "format": FORMAT,
+        "wall_s": data.wall_s,
+        **rates,
+        "busy": asdict(measure_busy(data)),
+        "processes": [_process(process) for process in data.processes],
+        "findings": [asdict(finding) for finding in findings],
+        "stats": stats,
+        "cores": data.cores,
+        "mps": data.mps,
+        "settings": data.config.to_plain(),
+        "node": data.node,
+    }
+
+
+def _process(process: ProcessRecord) -> dict[str, Any]:
+    seconds = process.seconds()
+    counts = process.counts
+    return {
+        "name": process.name,
+        "pid": process.pid,
+        "wall_s": process.wall_s,
+        "spans_s": {activity.name.lower(): value for activity, value in seconds.items()},
+        "spans_over_wall": metrics.share(sum(seconds.values()), process.wall_s),
+        "spans_lost": process.num_lost,
+        "cpu_share": process.cpu_share(),
+        "rss_mib": _most(process, "rss_bytes"),
+        "uss_mib": _most(process, "uss_bytes"),
+        "pss_mib": _most(process, "pss_bytes"),
+        "shared_mib": _most(process, "shared_bytes"),
+        "gpu_mib": _most(process, "gpu_bytes"),
+        "gpu_share": max((sample.gpu_share for sample in process.samples), default=0.0),
+        "context_switches": {"voluntary": counts.voluntary, "involuntary": counts.involuntary},
+        "page_faults": {"minor": counts.minor_faults, "major": counts.major_faults},
+        "socket_bytes": {"in": process.bytes_in, "out": process.bytes_out},
+        "num_samples": len(process.samples),
+    }
+
+
+def _most(process: ProcessRecord, name: str) -> float:
+    values = [getattr(sample, name) for sample in process.samples]
+    return float(max(values, default=0)) / MIB
+
+
+def in_words(data: ProfileData, findings: list[Finding]) -> str:
+    """The summary that is printed: a table of the processes, then what limited the run."""
+    plain = figures(data, findings)
+    lines = [
+        f"{data.wall_s:.1f} s, {plain['tokens_per_s']:.1f} tokens/s, acceptance {plain['acceptance_rate']:.2f}, "
+        f"{plain['mean_accepted_len']:.2f} tokens a round",
+        "",
+        f"{'process':14} {'CPU':>6} {'busy':>6} {'draft':>6} {'verify':>6} {'resample':>8} {'commit':>6} {'other':>6} "
+        f"{'PSS MiB':>8} {'switches':>9} {'KiB in':>8} {'out':>8}",
+    ]
+    for process, row in zip(data.processes, plain["processes"], strict=True):
+        lines.append(_line(process, row))
+    lines += [
+        "",
+        "switches: taken from its core by somebody else. PSS: with its share of shared pages. engine: your process.",
+        "",
+    ]
+    for finding in findings:
+        lines.append(f"* {finding.text}.")
+        if finding.advice:
+            lines.append(f"  Try: {finding.advice}.")
+    return "\n".join(lines)
+
+
+def _line(process: ProcessRecord, row: dict[str, Any]) -> str:
+    seconds = process.seconds()
+    wall_s = process.wall_s or 1.0
+
+    def share(*activities: Activity) -> str:
+        return f"{100 * sum(seconds.get(a, 0.0) for a in activities) / wall_s:.0f} %"
+
+    busy = [a for a in seconds if a is not Activity.IDLE]
+    return (
+        f"{process.name:14} {100 * row['cpu_share']:4.0f} % {share(*busy):>6} {share(Activity.DRAFT):>6} "
+        f"{share(Activity.VERIFY):>6} {share(Activity.RESAMPLE):>8} {share(Activity.COMMIT):>6} "
+        f"{share(Activity.IPC, Activity.SCHEDULE, Activity.WATCH):>6} {row['pss_mib']:8.1f} "
+        f"{row['context_switches']['involuntary']:9d} {process.bytes_in / 1024:8.0f} {process.bytes_out / 1024:8.0f}"
+    )
+
+
+# --- for the simulator -----------------------------------------------------------------------------
+
+
+def costs(data: ProfileData) -> Costs | None:
+    """What the run paid for its steps; None if it had no forward, or no draft.
+
+    A run knows only the sizes that it met, and times in which others competed for the cores: the
+    simulator is given no cores to share, or that would count twice. ``seedmp.tuning.measure`` measures alone.
+    """
+    verifiers, drafts = data.of_kind("verifier"), data.of_kind("draft")
+    tree = data.config.static_tree
+    if not verifiers or not drafts or tree is None:
+        return None
+    rows_per_layer = (1 + tree.num_drafted) / tree.depth  # of one branch
+    target = Curve.from_samples(_samples(verifiers, Activity.VERIFY, 1))
+    rounds_of = _samples(drafts, Activity.DRAFT, tree.depth)
+    draft = Curve.from_samples([(round(num * rows_per_layer), ms) for num, ms in rounds_of])
+    if target is None or draft is None:
+        return None
+    rounds, forwards = max(1.0, data.stats.get("rounds", 1.0)), max(1.0, data.stats.get("forwards", 1.0))
+    by_branch_ms = sum(_usual_ms(verifiers, a) for a in (Activity.RESAMPLE, Activity.COMMIT, Activity.IPC))
+    threads = data.config.threads()
+    accepted = chain_acceptance(data.stats.get("accepted", 0.0) / rounds, tree.depth)
+    return Costs(
+        target, draft, _usual_ms(verifiers, Activity.SCHEDULE) / forwards, by_branch_ms / rounds,
+        target_threads=threads[0], draft_threads=threads[1], acceptance=((round(accepted, 4),),), where=data.node,
+    )  # fmt: skip
+
+
+def _usual_ms(processes: list[ProcessRecord], activity: Activity) -> float:
+    """The time of an activity if each span had taken the median: what somebody else's work delayed is left out."""
+    times = [ms for _, ms in _samples(processes, activity, 1)]
+    return sorted(times)[len(times) // 2] * len(times) if times else 0.0
+
+
+def _samples(processes: list[ProcessRecord], activity: Activity, parts: int) -> list[tuple[int, float]]:
+    """(size, ms) of the spans of an activity, as one of ``parts`` equal parts."""
+    return [
+        (num, (end - start) / 1e6 / parts)
+        for process in processes
+        for kind, _, num, start, end in process.spans.tolist()
+        if kind == activity
+    ]
+
+
+# --- the page --------------------------------------------------------------------------------------
+
+
+def page(data: ProfileData, summary: str, picture: str) -> str:
+    """One self-contained HTML page: words, the picture, memory over time."""
+    node = ", ".join(f"{name} {value}" for name, value in data.node.items() if value)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>seedmp profile</title><style>{STYLE}</style></head><body>
+<h1>Where the time went</h1>
+<pre>{escape(summary)}</pre>
+<figure>{picture}<figcaption>Who drafted, waited and was verified when: forwards that took as long as is usual.
+</figcaption></figure>
+<h2>Memory</h2>
+<figure>{_memory(data)}<figcaption>Resident memory by process, MiB; pages that processes share count in each.
+</figcaption></figure>
+<p>All spans: open <code>trace.json</code> in ui.perfetto.dev. All figures: <code>profile.json</code>.</p>
+<footer>{escape(node)}</footer></body></html>"""
+
+
+def _memory(data: ProfileData, width: float = 1080.0, height: float = 180.0) -> str:
+    """RSS of each process over time as lines, their names at the end."""
+    most = max((sample.rss_bytes for process in data.processes for sample in process.samples), default=1)
+    span_ns = max(data.end_ns - data.start_ns, 1)
+    left, right, bottom = 60.0, 130.0, 24.0
+
+    def point(sample: Sample) -> str:
+        x = left + (width - left - right) * (sample.at_ns - data.start_ns) / span_ns
+        return f"{x:.1f},{(height - bottom) * (1 - sample.rss_bytes / most / 1.1):.1f}"
+
+    parts, used = [], list[float]()
+    shown = sorted((p for p in data.processes if p.samples), key=lambda p: -p.samples[-1].rss_bytes)
+    for i, process in enumerate(shown):
+        colour = ("#4477aa", "#cc6677", "#117733", "#882255", "#44aa99", "#aa7711")[i % 6]
+        last = process.samples[-1]
+        y = max((height - bottom) * (1 - last.rss_bytes / most / 1.1) + 4, used[-1] + 13 if used else 0.0)
+        used.append(y)
+        points = " ".join(map(point, process.samples))
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+            f'<text x="{width - right + 6}" y="{y:.1f}" font-size="11" fill="{colour}">'
+            f"{escape(process.name)} {last.rss_bytes / MIB:.0f}</text>"
+        )
+    axis = (
+        f'<path d="M{left} 0V{height - bottom}H{width - right}" fill="none" stroke="#666c77"/>'
+        f'<text x="{left - 6}" y="12" font-size="11" text-anchor="end" fill="#666c77">{1.1 * most / MIB:.0f}</text>'
+        f'<text x="{left - 6}" y="{height - bottom}" font-size="11" text-anchor="end" fill="#666c77">0</text>'
+        f'<text x="{left}" y="{height - 8}" font-size="11" fill="#666c77">0 s</text>'
+        f'<text x="{width - right}" y="{height - 8}" font-size="11" text-anchor="end" fill="#666c77">'
+        f"{data.wall_s:.1f} s</text>"
+    )
+    height = max(height, (used[-1] if used else 0.0) + 6)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}">{axis}{"".join(parts)}</svg>'
+    )

@@ -1,0 +1,163 @@
+"""Measuring the price list of a machine in one process: the target's forwards and the drafts' layers, alone.
+
+Runs no engine: nothing competes for the cores, so the simulator may let it. Messages and the verifier's
+overhead need processes: those come from a profile, or stay at their defaults.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from seedmp.config import EngineConfig, needs_draft, resolve_placement
+from seedmp.errors import ConfigError
+from seedmp.ipc.arena import allocate_on, layout_for
+from seedmp.ipc.messages import DraftTask
+from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model
+from seedmp.models.packed import PackedModel
+from seedmp.system import usable_cores
+from seedmp.token_tree.growmap import Growmap
+from seedmp.token_tree.tree import ProposalKind
+from seedmp.tuning.costs import Costs, Curve
+from seedmp.workers.draft import TreeDrafter
+from seedmp.workers.supervisor import resolve_dtypes
+
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+BRANCHES = (1, 2, 3, 4, 6, 8, 12, 16)
+CONTEXT = 64
+DEEP, FLAT = 4, 1  # levels; their difference is free of what a round pays once
+
+
+def measure_costs(
+    config: EngineConfig,
+    *,
+    rows: Sequence[int] = ROWS,
+    branches: Sequence[int] = BRANCHES,
+    context_len: int = CONTEXT,
+    repeats: int = 7,
+) -> Costs:
+    """Load both models as an engine would and time them; the acceptance stays to be filled in.
+
+    Raises:
+        ConfigError: a model cannot be loaded, or the configuration has no draft.
+    """
+    if not needs_draft(config.method):
+        raise ConfigError(f"method={config.method.value} has no draft to measure")
+    placement = resolve_placement(config)
+    specs = ModelSpec(config.target, config.target_shape), ModelSpec(config.draft, config.draft_shape)
+    vocab_size = check_vocabularies(*specs)
+    dtypes = resolve_dtypes(config, placement, *map(load_config, specs))
+    target_threads, draft_threads = config.threads()
+    num_slots = context_len * max(branches) + max(*rows, (DEEP + 2) * max(branches)) + 1
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(target_threads)
+        target = measure_target(
+            _packed(specs[0], dtypes[0], placement.target, num_slots, vocab_size), rows, context_len, repeats
+        )
+        torch.set_num_threads(draft_threads)
+        packed = _packed(specs[1], dtypes[1], placement.drafts[0], num_slots, vocab_size)
+        draft = measure_draft(packed, branches, context_len, config.draft_top_m, repeats)
+    finally:
+        torch.set_num_threads(before)
+    cores = usable_cores() if placement.target == "cpu" else 0.0
+    where = {"target": config.target, "target_shape": config.target_shape or "", "dtype": str(dtypes[0])}
+    return Costs(target, draft, target_threads=target_threads, draft_threads=draft_threads, cores=cores, where=where)
+
+
+def measure_target(packed: PackedModel, rows: Sequence[int], context_len: int = CONTEXT, repeats: int = 7) -> Curve:
+    """A forward by rows: each row a token after the same context, all of their logits wanted."""
+    _fill(packed, context_len)
+
+    def forward(num: int) -> Callable[[], None]:
+        allowed = np.zeros((num, context_len + num), dtype=bool)
+        allowed[:, :context_len] = True
+        allowed[:, context_len:] = np.tri(num, dtype=bool)
+        slots = range(context_len, context_len + num)
+        return lambda: _wait(packed.forward([1] * num, list(slots), list(slots), allowed, range(num)))
+
+    return _curve({num: forward(num) for num in rows}, repeats)
+
+
+def measure_draft(
+    packed: PackedModel, branches: Sequence[int], context_len: int = CONTEXT, top_m: int = 64, repeats: int = 7
+) -> Curve:
+    """A layer of drafting by rows, one a branch: what a deep chain takes longer than a flat one, by level."""
+    drafter = TreeDrafter(packed, top_m)
+    _fill(packed, context_len)
+
+    def tasks(num: int, depth: int) -> list[DraftTask]:
+        shape = Growmap.from_k_config((1,) * depth).num_children
+        context = np.arange(context_len - 1, dtype="<i4")
+        first = context_len
+        result = []
+        for branch_id in range(num):
+            slots = np.arange(first, first + depth + 1, dtype="<i4")
+            first += depth + 1
+            result.append(
+                DraftTask(
+                    branch_id,
+                    0,
+                    0,
+                    0,
+                    branch_id,
+                    shape,
+                    ProposalKind.WITHOUT_REPLACEMENT,
+                    1.0,
+                    False,
+                    context,
+                    (1,),
+                    slots,
+                )
+            )
+        return result
+
+    def round_of(num: int, depth: int) -> Callable[[], None]:
+        made = tasks(num, depth)
+        return lambda: (drafter.draft(made, lambda _: None), None)[1]
+
+    deep = _times({num: round_of(num, DEEP) for num in branches}, repeats)
+    flat = _times({num: round_of(num, FLAT) for num in branches}, repeats)
+    samples = [
+        (num, max(0.0, d - f) / (DEEP - FLAT)) for num in branches for d, f in zip(deep[num], flat[num], strict=True)
+    ]
+    curve = Curve.from_samples(samples)
+    assert curve is not None
+    return curve
+
+
+def _fill(packed: PackedModel, context_len: int) -> None:
+    slots = list(range(context_len))
+    packed.forward([1] * context_len, slots, slots, np.tri(context_len, dtype=bool), None)
+
+
+def _packed(spec: ModelSpec, dtype: torch.dtype, device: str, num_slots: int, vocab_size: int) -> PackedModel:
+    model: Any = load_model(spec, dtype, device)
+    return PackedModel(model, allocate_on(layout_for(model.config, num_slots, dtype), device), vocab_size)
+
+
+def _wait(logits: torch.Tensor) -> None:
+    if logits.is_cuda:
+        torch.cuda.synchronize(logits.device)
+
+
+def _curve(jobs: dict[int, Callable[[], None]], repeats: int) -> Curve:
+    curve = Curve.from_samples([(size, ms) for size, times in _times(jobs, repeats).items() for ms in times])
+    assert curve is not None
+    return curve
+
+
+def _times(jobs: dict[int, Callable[[], None]], repeats: int) -> dict[int, list[float]]:
+    """Milliseconds of each job, interleaved; the first round warms up."""
+    times: dict[int, list[float]] = {size: [] for size in jobs}
+    for repeat in range(repeats + 1):
+        for size, job in jobs.items():
+            start_ns = time.monotonic_ns()
+            job()
+            if repeat:
+                times[size].append((time.monotonic_ns() - start_ns) / 1e6)
+    return times
