@@ -3,9 +3,9 @@
 ``python -m benchmarks.solve_rates --data FOLDER --json FILE``
 
 Rows: the tree as the task searches it, one greedy chain, and the same tree with random values, on every problem of
-``blocksworld/step_2``, ``step_4`` and ``step_6`` and on every third puzzle of ``game24/24.csv``, for several seeds. Solved =
-the best path is right by the task's checker ÷ problems; the interval is Wilson's at 95 % over problems and seeds together,
-which are not independent: seeds share problems.
+``blocksworld/step_2``, ``step_4`` and ``step_6`` and on every third puzzle of ``game24/24.csv``, for several seeds.
+Solved = the best path is right by the task's checker ÷ problems; the interval is Wilson's at 95 % over problems and
+seeds together, which are not independent: seeds share problems.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def measure(engine: Engine, name: str, way: str, folder: Path, args: argparse.Na
             for i in range(len(seeds))
         ],
         "any": sum(bool(result.any_correct) for result in results),
+        "steps_correct": sum(bool(result.score.get("steps_correct")) for result in results),
         "claimed": sum(bool(result.solutions) for result in results),
         "thoughts": sum(len(result.tree) for result in results),
         "failed": sum(result.counts().get("failed", 0) for result in results),

@@ -310,7 +310,10 @@ class SearchRun:
             question = Question(self.asker, self.task, self.problem, derive_seed(self.seed, "value", key))
             task = self.values[key] = asyncio.ensure_future(self._answer(evaluator.value(question, path)))
         valued = await task
-        child.value, child.valued_s = valued.value, self.elapsed_s
+        if valued.value is not None:
+            parent_value = path[-2].value if len(path) > 1 else None
+            child.value = self.task.path_value(parent_value, valued.value)
+        child.valued_s = self.elapsed_s
         self.on_change(self)
 
     async def _answer(self, question: Awaitable[Valued]) -> Valued:
