@@ -31,7 +31,10 @@ from seedmp.measure import describe_node
 from seedmp.search import SearchResult, TreeOfThoughts
 from seedmp.solve import SolveOptions
 
-ENGINE: dict[str, Any] = {"num_drafts": 1, "method": "mcsd", "k_config": (1, 1, 1, 1, 1), "kv_slots": 32768}
+# With ``coupled`` a text is a function of target, prompt and seed: the draft decides about speed alone.
+ENGINE: dict[str, Any] = {
+    "method": "coupled", "num_drafts": 1, "k_config": (1, 1, 1, 1, 1), "kv_slots": 16384, "target_threads": 1,
+}  # fmt: skip
 FILES = {
     "blocksworld step_2": ("blocksworld", "blocksworld/step_2.jsonl"),
     "blocksworld step_4": ("blocksworld", "blocksworld/step_4.jsonl"),
@@ -107,8 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], help="rows whose name contains this; repeatable")
     parser.add_argument("--limit", type=int, help="problems of each file at most")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--concurrency", type=int, default=12)
+    parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--option", type=json.loads, default={}, help='of tasks, {"game24": {"answer": false}} say')
+    parser.add_argument("--target", help="folder or hub id (default: the bundled pair)")
+    parser.add_argument("--draft", help="the same for the draft")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
@@ -116,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = json.loads(args.json.read_text())["rows"]  # rows that are there are not measured again
     wanted = [(name, way) for name in FILES for way in WAYS]
     wanted = [job for job in wanted if not args.only or any(part in " ".join(job) for part in args.only)]
-    with Engine(**ENGINE) as engine:
+    with Engine(args.target, args.draft, **ENGINE) as engine:
         for name, way in wanted:
             if any(row["name"] == f"{name} {way}" for row in rows):
                 continue
