@@ -300,6 +300,10 @@ class Scheduler:
             branch = self.branches.get(lease.branch_id)
             if branch is not None and branch.task is lease:
                 branch.task = None
+                if len(branch.draft_path) == len(branch.tokens):
+                    # It had announced the context: but who drafts instead needs a token to start from.
+                    tail = branch.draft_path.pop()
+                    self._move_hold(self.draft_slots, tail, branch.draft_path[-1] if branch.draft_path else NO_SLOT)
                 self._move(branch, BranchState.DRAFTABLE)
         return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def head_tensors(kind: str, vocab_size: int, draft_vocab_size: int, hidden: int 
     generator = torch.Generator().manual_seed(draft_vocab_size)
 
     def rand(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
+        return torch.randn(*shape, generator=generator) / math.sqrt(shape[-1])
 
     def gain() -> torch.Tensor:
         return 1 + 0.2 * torch.randn(hidden, generator=generator)

@@ -13,6 +13,7 @@ import torch
 
 from seedmp import Engine, SamplingParams
 from seedmp.config import Method, PolicyName, Schedule
+from seedmp.scheduler import events
 from seedmp.scheduler.actions import SendDraftTask
 from seedmp.scheduler.scheduler import BranchState
 from seedmp.workers.draft_head import HeadDrafter
@@ -127,26 +128,29 @@ def test_a_small_arena_preempts_and_changes_nothing(kv_slots: int, get_models: G
 
 
 class LosingLoop(LocalLoop):
-    """Every third task is lost with its worker, which comes back."""
+    """Every third task is lost with its worker, some after they announced their context; it comes back."""
 
     num_tasks = 0
 
     def _draft(self, worker_id: int, tasks: list[Any]) -> None:
-        from seedmp.scheduler import events
-
         self.num_tasks += 1
         if self.num_tasks % 3:
             super()._draft(worker_id, tasks)
             return
+        for task in tasks:
+            if task.announce:
+                self._tell(events.ContextComputed(task.branch_id, task.round))
         self._tell(events.WorkerLost(worker_id, 0))
         self._tell(events.WorkerJoined(worker_id, 0))
 
 
 def test_lost_workers_change_nothing(get_models: Get) -> None:
     models, expected = get_models("llama", "eagle3")
-    loop = LosingLoop(models, **ROOMY, **TREES["eagle-2"])
-    assert tokens(loop.run(PROMPTS, greedy())) == expected
-    assert loop.num_tasks > 6
+    for first in range(3):
+        loop = LosingLoop(models, **ROOMY, **TREES["eagle-2"])
+        loop.num_tasks = first
+        assert tokens(loop.run(PROMPTS, greedy())) == expected
+        assert loop.num_tasks > 6
 
 
 def proposals_of(models: Models, monkeypatch: pytest.MonkeyPatch, corrupt: bool) -> tuple[list[Any], list[list[int]]]:
@@ -194,10 +198,11 @@ def test_batching_branches_does_not_change_their_proposals(get_models: Get, monk
         loop = LocalLoop(models, **ROOMY, **TREES["eagle-2"])
         with monkeypatch.context() as patch:
             seen: list[Any] = []
-            honest = HeadDrafter.draft
 
-            def draft(self: HeadDrafter, tasks: list[Any], on_context: Any, seen: Any = seen) -> list[Any]:
-                proposals = honest(self, tasks, on_context)
+            def draft(
+                self: HeadDrafter, tasks: list[Any], on_context: Any, honest: Any = HeadDrafter.draft, seen: Any = seen
+            ) -> list[Any]:
+                proposals: list[Any] = honest(self, tasks, on_context)
                 seen.extend((p.round, p.token_ids, p.parents) for p in proposals)
                 return proposals
 

@@ -49,13 +49,14 @@ def load(path: Path, target: ModelSpec) -> EagleHead:
 
 
 def rms(x: Tensor, gain: Tensor) -> Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + HEAD_CONFIG["rms_norm_eps"]).sqrt() * gain
+    root: Tensor = (x.pow(2).mean(-1, keepdim=True) + HEAD_CONFIG["rms_norm_eps"]).sqrt()
+    return x / root * gain
 
 
 def rotate(x: Tensor, theta: float) -> Tensor:
     """[n, T, d]: pair (i, i + d/2) of row t is turned by t * theta ** (-2 i / d)."""
     half = x.shape[-1] // 2
-    angle = torch.arange(x.shape[1])[:, None] * theta ** (-torch.arange(half) / half)
+    angle = torch.arange(x.shape[1])[:, None] * torch.pow(theta, -torch.arange(half) / half)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
 
