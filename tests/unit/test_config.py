@@ -34,6 +34,9 @@ def config(**settings: Any) -> EngineConfig:
         ({"method": "opt-tree"}, 50, sum(range(42, 51))),
         ({"method": "opt-tree", "nodes": 4, "max_depth": 9, "threshold": 0.1}, 4, 4 + 3 + 2 + 1),
         ({"method": "opt-tree", "nodes": 4, "max_depth": 1}, 4, 0),
+        ({"method": "eagle"}, 59, 7 * 10),
+        ({"method": "eagle", "nodes": 4, "max_depth": 3, "threshold": 0.1}, 4, 4 + 3),
+        ({"method": "eagle", "nodes": 5, "top_k": 1}, 5, 5),
         ({"method": "ngram"}, 16, 0),
         ({"method": "ngram", "nodes": 5, "max_depth": 2}, 5, 0),
     ],
@@ -66,6 +69,7 @@ KINDS = {
     "sequoia": ProposalKind.WITHOUT_REPLACEMENT,
     "opt-tree": ProposalKind.DETERMINISTIC,
     "ngram": ProposalKind.DETERMINISTIC,
+    "eagle": ProposalKind.DETERMINISTIC,
     "coupled": ProposalKind.DETERMINISTIC,
 }
 
@@ -95,6 +99,10 @@ def test_kinds_of_proposals(method: str) -> None:
         ({"nodes": 5}, "nodes is not used by method=mcsd: only by opt-tree, ngram"),
         ({"method": "coupled", "max_depth": 5}, "max_depth is not used by method=coupled"),
         ({"method": "ngram", "threshold": 0.5}, "threshold is not used by method=ngram: only by opt-tree"),
+        ({"method": "opt-tree", "top_k": 5}, "top_k is not used by method=opt-tree: only by eagle"),
+        ({"method": "eagle", "top_k": 0}, "layer_width=0: must be a whole number from 1 to 512"),
+        ({"method": "eagle", "max_depth": 0}, "max_depth=0: must be a whole number"),
+        ({"method": "eagle", "growmap": "2x2"}, "growmap is not used by method=eagle"),
         ({"method": "opt-tree", "nodes": 0}, "nodes=0: must be a whole number from 1 to 512"),
         ({"method": "ngram", "nodes": True}, "nodes=True: must be a whole number"),
         ({"method": "opt-tree", "max_depth": 2.5}, "max_depth=2.5: must be a whole number"),
