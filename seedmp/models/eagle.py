@@ -279,6 +279,37 @@ def load_head(
     return head.to(device).eval().requires_grad_(False)
 
 
+def new_head(target_model: Any, draft_ids: Sequence[int] | None = None) -> EagleHead:
+    """An EAGLE-3 head of random weights for a target, to be trained.
+
+    Args:
+        target_model: lends its sizes, embeddings and output matrix.
+        draft_ids: the target's ids that can be drafted, ascending; None is all of them, and then the output matrix
+            stays the target's.
+    """
+    sizes = target_model.config.get_text_config(decoder=True)
+    ids = torch.arange(sizes.vocab_size) if draft_ids is None else torch.tensor(list(draft_ids))
+    config = LlamaConfig(
+        num_hidden_layers=1, vocab_size=sizes.vocab_size, hidden_size=sizes.hidden_size,
+        intermediate_size=getattr(sizes, "intermediate_size", None) or 4 * sizes.hidden_size,
+        num_attention_heads=sizes.num_attention_heads, num_key_value_heads=sizes.num_attention_heads,
+        head_dim=getattr(sizes, "head_dim", None), rms_norm_eps=1e-5,
+        max_position_embeddings=getattr(sizes, "max_position_embeddings", None) or 2048, **_rope({}, sizes),
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    spec = HeadSpec(
+        "", HeadKind.EAGLE3, config, sizes.hidden_size, sizes.vocab_size, len(ids),
+        published_layers(sizes.num_hidden_layers),
+        from_target=frozenset(_FROM_TARGET if draft_ids is None else _FROM_TARGET[:1]),
+    )  # fmt: skip
+    head = EagleHead(spec)
+    lent = lent_by(target_model, frozenset(_FROM_TARGET))
+    head.embed_tokens.weight = nn.Parameter(lent["embed_tokens.weight"].float(), requires_grad=False)
+    head.lm_head.weight = nn.Parameter(lent["lm_head.weight"][ids].float(), requires_grad=False)
+    head.d2t.copy_(ids - torch.arange(len(ids)))
+    return head
+
+
 def make_head(spec: HeadSpec) -> EagleHead:
     """A head without weights, but with what is computed from its configuration."""
     with torch.device("meta"):

@@ -6,7 +6,6 @@ rule is B, which is lossless whatever was drafted; the broken twins apply rules 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
