@@ -129,7 +129,7 @@ class HeadTrainer:
             same = self.target_ids[guessed.argmax(-1)] == likeliest
             self.agreement[at] = float(same[chosen].float().mean())
         loss = loss * (1 - LESS_WITH_DEPTH) / (1 - LESS_WITH_DEPTH**self.depth)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         value = float(loss.detach())
         self.optimiser.average(0.0, value)
         self.optimiser.step(rate)

@@ -21,6 +21,7 @@ from seedmp.errors import ConfigError
 from seedmp.ipc.arena import layout_for
 from seedmp.models.eagle import EagleHead, HeadKind, PackedHead, is_head, load_head, read_head, save_head
 from seedmp.models.features import FeatureTap, published_layers
+from seedmp.models.inflate import Shape, inflate
 from seedmp.models.load import ModelSpec, load_model
 from tests.helpers.heads import HEAD_CONFIG, HEADS, HIDDEN, KV_HEADS, head_tensors, make_head, write_head
 
@@ -151,6 +152,20 @@ def test_features_are_the_hidden_states(layers: tuple[int, ...], target: ModelSp
         wanted = torch.cat([states[layer] for layer in layers], -1) if layers else out.hidden_states[-1]
     assert torch.equal(arena[[6, 0, 1, 5]], wanted[0])
     assert not arena[[2, 3, 4, 7]].any()
+
+
+@pytest.mark.parametrize("layers", [(), (2, 3, 4), (0, 3, 7)])
+def test_an_inflated_target_has_the_features_of_the_small_one(layers: tuple[int, ...], target: ModelSpec) -> None:
+    small = load_model(target, torch.float32)
+    big = inflate(load_model(target, torch.float32), Shape(48, 9, 8, 8, 64, 60), dtype=torch.float32, device="cpu")
+    ids = torch.tensor([[3, 17, 4, 44]])
+    taken = []
+    for model in (small, big):
+        tap = FeatureTap(model, layers, hidden_size=HIDDEN)
+        with torch.inference_mode():
+            model(ids)
+        taken.append(tap.take())
+    torch.testing.assert_close(taken[0], taken[1], atol=1e-4, rtol=1e-4)
 
 
 def test_which_layers_are_taken() -> None:

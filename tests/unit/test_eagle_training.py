@@ -88,7 +88,8 @@ def test_a_run_leaves_a_head_that_fits(target: ModelSpec, tmp_path: Path, monkey
     monkeypatch.setattr("sys.argv", ["eagle", *arguments, "--draft-vocab", "20", "--window", "16", "--windows", "2"])
     main()
     spec = read_head(str(out), target)
-    assert (spec.draft_vocab_size, spec.feature_layers, spec.from_target) == (20, (0, 1, 3), {"embed_tokens.weight"})
+    assert (spec.draft_vocab_size, spec.feature_layers) == (20, (0, 1, 3))
+    assert spec.from_target == {"embed_tokens.weight"}
     assert len(set(load(out, target).target_ids().tolist())) == 20
 
 
