@@ -198,6 +198,8 @@ class EngineConfig:
             )
         if self.method in _WITH_K_CONFIG and self.growmap is None and max(self.k_config) > self.draft_top_m:
             raise ConfigError(f"k_config={self.k_config}: no k may exceed draft_top_m={self.draft_top_m}")
+        if self.draft_shape is not None and self.method is Method.EAGLE:
+            raise ConfigError(f"draft_shape={self.draft_shape!r}: a head has the shape that its target asks for")
         threshold = self.threshold
         if threshold is not None and (not isinstance(threshold, int | float) or isinstance(threshold, bool)):
             raise ConfigError(f"threshold={threshold!r}: must be a finite number >= 0")

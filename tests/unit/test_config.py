@@ -100,6 +100,7 @@ def test_kinds_of_proposals(method: str) -> None:
         ({"method": "coupled", "max_depth": 5}, "max_depth is not used by method=coupled"),
         ({"method": "ngram", "threshold": 0.5}, "threshold is not used by method=ngram: only by opt-tree"),
         ({"method": "opt-tree", "top_k": 5}, "top_k is not used by method=opt-tree: only by eagle"),
+        ({"method": "eagle", "draft_shape": "134m"}, "draft_shape='134m': a head has the shape"),
         ({"method": "eagle", "top_k": 0}, "layer_width=0: must be a whole number from 1 to 512"),
         ({"method": "eagle", "max_depth": 0}, "max_depth=0: must be a whole number"),
         ({"method": "eagle", "growmap": "2x2"}, "growmap is not used by method=eagle"),
