@@ -117,7 +117,7 @@ def figures(report: Mapping[str, Any]) -> list[Figure]:
                 row["acceptance_rate"], row["speedup"], row["speedup_min"], row["speedup_max"]
             )
     for name, bound in report.get("bounds", {}).items():
-        line = series.setdefault(f"bound {name}", Series(f"bound of {name}", dashed=True))
+        line = series.setdefault(f"bound {name}", Series(f"bound of {name}", dashed=True, of=name))
         line.add(0.0, bound["at_0"])
         line.add(1.0, bound["at_1"])
     if not series:

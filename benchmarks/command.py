@@ -138,7 +138,7 @@ class _Screen:
 def _print(made: Any, console: Console) -> None:
     shown = RichTable(title=made.title, title_justify="left")
     for number, head in enumerate(made.heads):
-        shown.add_column(head, justify="right" if number else "left")
+        shown.add_column(head, justify="right" if number and head not in ("row", "by") else "left")
     for row in made.rows:
         shown.add_row(*(cell.strip("`") for cell in row))
     console.print(shown, highlight=False, markup=False)

@@ -37,6 +37,10 @@ class Subject(Protocol):
         """
         ...
 
+    def need_gib(self) -> float:
+        """About the memory that it takes."""
+        ...
+
     def __hash__(self) -> int: ...
 
 

@@ -2,9 +2,10 @@
 
 Greedy continuation of the same prompts. transformers: ``generate`` (one prompt after another), ``generate-batch``
 (one padded batch), ``continuous-batch`` (``generate_batch``), ``assisted`` (assisted generation with our draft,
-three tokens a round), ``prompt-lookup``. llama.cpp: only with the extra ``peers``. Ours: ``ar`` (plain decoding,
-one prompt after another), ``serial-sd``, ``fcfs``, ``fcfs-batch``. Speed-up is over ``generate``; ``ar`` must not
-be slower than it, or our speed-ups would be against a straw man. Nobody finds KV of an earlier repeat.
+three tokens a round), ``prompt-lookup``. llama.cpp: not run yet, our weights would have to be converted. Ours:
+``ar`` (plain decoding, one prompt after another), ``serial-sd``, ``fcfs``, ``fcfs-batch``. Speed-up is over
+``generate``; ``ar`` must not be slower than it, or our speed-ups would be against a straw man. Nobody finds KV of
+an earlier repeat.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class LlamaCppSubject:
         if importlib.util.find_spec("llama_cpp") is None:
             raise NotRunError("llama-cpp-python is not installed")
         raise NotRunError("our weights are not converted to GGUF yet")
+
+    def need_gib(self) -> float:
+        """Nothing yet."""
+        return 0.0
 
 
 def plan(options: Options) -> Plan:

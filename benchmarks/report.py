@@ -29,7 +29,8 @@ body { margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { margin-top: 2.2em; border-bottom: 1px solid #ddd; }
 h3 { margin-bottom: .3em; font-size: 1em; }
 table { border-collapse: collapse; margin: .5em 0 1.2em; font-size: 13px; }
-th, td { padding: 3px 9px; border-bottom: 1px solid #e5e5e5; text-align: right; }
+th, td { padding: 3px 9px; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
+td:has(code), .facts td { text-align: left; }
 th:first-child, td:first-child { text-align: left; } th { background: #f5f5f5; }
 .scroll { overflow-x: auto; } .note { color: #555; }
 .warn { background: #fff3cd; padding: .5em .8em; border-radius: 4px; }
@@ -95,10 +96,10 @@ def _about(report: Mapping[str, Any]) -> str:
     lines = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in facts if value)
     inflated = f"<p>{INFLATED}</p>" if settings.get("shape", "none") != "none" else ""
     return (
-        f"<table>{lines}</table>{inflated}<p class='note'>tokens/s is the median over interleaved repeats, its "
-        "range in brackets; a speed-up is the median of the ratios within one repeat. <em>same greedy text</em>: does "
-        "the row write what its base row writes without chance; a percentage is the share of tokens before the first "
-        "difference.</p>"
+        f"<table class='facts'>{lines}</table>{inflated}<p class='note'>tokens/s is the median over interleaved "
+        "repeats, its range in brackets; a speed-up is the median of the ratios within one repeat. <em>same greedy "
+        "text</em>: does the row write what its base row writes without chance; a percentage is the share of tokens "
+        "before the first difference.</p>"
     )
 
 
@@ -131,7 +132,8 @@ def _question(module: ModuleType) -> str:
     question, _, how = (module.__doc__ or "").partition("\n\n")
     text = escape(how.strip()).split("``")
     how = "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(text))
-    return f"<p><strong>{escape(question.removeprefix('Question: ').strip().capitalize())}</strong></p><p>{how}</p>"
+    question = question.removeprefix("Question: ").strip()
+    return f"<p><strong>{escape(question[:1].upper() + question[1:])}</strong></p><p>{how}</p>"
 
 
 def _table(made: Table) -> str:

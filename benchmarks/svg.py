@@ -25,10 +25,11 @@ class Figure:
 
 @dataclass
 class Series:
-    """Points of one line, with a range where there is one."""
+    """Points of one line, with a range where there is one; a dashed line has the colour of the one that it is of."""
 
     name: str
     dashed: bool = False
+    of: str = ""
     points: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def add(self, x: float, y: float, low: float | None = None, high: float | None = None) -> None:
@@ -68,7 +69,8 @@ def line_chart(
     for x in ticks_x:
         parts.append(_text(at_x(x), HEIGHT - BOTTOM + 18, _number(x), "middle"))
     for number, line in enumerate(series):
-        colour = COLOURS[number % len(COLOURS)]
+        same = next((place for place, other in enumerate(series) if other.name == line.of), number)
+        colour = COLOURS[same % len(COLOURS)]
         points = [
             (at_x(x), _y(y, top, HEIGHT), _y(low, top, HEIGHT), _y(high, top, HEIGHT))
             for x, y, low, high in sorted(line.points)
@@ -79,7 +81,7 @@ def line_chart(
         for x, y, low, high in () if line.dashed else points:
             parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}"/>')
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>')
-        parts += _legend(number, line.name, colour, WIDTH)
+        parts += _legend(number, line.name, colour, WIDTH, dashed=line.dashed)
     return Figure(key, title, _svg(parts, WIDTH, HEIGHT, title))
 
 
@@ -162,9 +164,12 @@ def _frame(title: str, x_label: str, y_label: str, top: float, width: int, heigh
     return parts
 
 
-def _legend(number: int, name: str, colour: str, width: int) -> list[str]:
+def _legend(number: int, name: str, colour: str, width: int, *, dashed: bool = False) -> list[str]:
     x, y = width - RIGHT + 16, TOP + 6 + 20 * number
-    return [f'<rect x="{x}" y="{y - 9}" width="12" height="10" fill="{colour}"/>', _text(x + 18, y, name, "start")]
+    sign = f'<rect x="{x}" y="{y - 9}" width="12" height="10" fill="{colour}"/>'
+    if dashed:
+        sign = f'<path d="M{x} {y - 4}h5m3 0h5" stroke="{colour}" stroke-width="2"/>'
+    return [sign, _text(x + 18, y, name, "start")]
 
 
 def _y(value: float, top: float, height: int) -> float:

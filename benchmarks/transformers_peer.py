@@ -14,6 +14,7 @@ from transformers.utils import logging
 from seedmp import metrics
 from seedmp.benchmarks.harness import NotRunError
 from seedmp.benchmarks.options import Options
+from seedmp.benchmarks.subjects import weights_gib
 from seedmp.benchmarks.summary import Result
 from seedmp.models.load import ModelSpec, load_model
 
@@ -35,6 +36,11 @@ class PeerSubject:
     def start(self) -> Peer:
         """Load both."""
         return Peer(self)
+
+    def need_gib(self) -> float:
+        """Both models' weights."""
+        size_bytes = 4 if self.dtype == "float32" else 2
+        return sum(weights_gib(spec.shape, size_bytes) for spec in (self.target, self.draft))
 
 
 def peer_subject(options: Options, threads: int) -> PeerSubject:

@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 MAX_EVENTS = 300_000  # a viewer takes no more; the shortest spans are left out first
 FIRST_LANE = 100
 MIB = 2**20
+_NOTHING = np.empty(0, dtype=np.int64)
 _WHAT = {Activity.VERIFY: "rows", Activity.RESAMPLE: "branches", Activity.DRAFT: "branches", Activity.QUEUE: "nodes"}
 
 
 def events(data: ProfileData) -> dict[str, Any]:
     """The whole file as a JSON-able dictionary; times in µs from the profile's begin."""
-    total = sum(len(process.spans) + len(process.waits) for process in data.processes)
-    shortest = _shortest_kept(data, total)
+    elapsed = np.concatenate([_elapsed(rows) for p in data.processes for rows in (_working(p), p.waits)] or [_NOTHING])
+    total = len(elapsed)
+    shortest = 0 if total <= MAX_EVENTS else int(np.partition(elapsed, total - MAX_EVENTS)[total - MAX_EVENTS])
     result: list[dict[str, Any]] = []
     for index, process in enumerate(data.processes):
         result += _metadata(process, index)
-        spans = process.spans[process.spans[:, 0] != Activity.IDLE]
-        result += [_event(process, 0, row, data.start_ns) for row in _longer(spans, shortest)]
+        result += [_event(process, 0, row, data.start_ns) for row in _longer(_working(process), shortest)]
         waits = _longer(process.waits, shortest)
         for lane, row in zip(lanes(waits), waits, strict=True):
             result.append(_event(process, FIRST_LANE + lane, row, data.start_ns))
@@ -55,15 +56,19 @@ def lanes(waits: np.ndarray) -> list[int]:
     return result
 
 
-def _shortest_kept(data: ProfileData, total: int) -> int:
-    if total <= MAX_EVENTS:
-        return 0
-    rows = np.concatenate([rows for process in data.processes for rows in (process.spans, process.waits)])
-    return int(np.partition(rows[:, 4] - rows[:, 3], total - MAX_EVENTS)[total - MAX_EVENTS])
+def _working(process: ProcessRecord) -> np.ndarray:
+    """Its spans but idle ones, which a viewer shows as nothing."""
+    rows: np.ndarray = process.spans[process.spans[:, 0] != Activity.IDLE]
+    return rows
+
+
+def _elapsed(rows: np.ndarray) -> np.ndarray:
+    elapsed: np.ndarray = rows[:, 4] - rows[:, 3]
+    return elapsed
 
 
 def _longer(rows: np.ndarray, shortest_ns: int) -> np.ndarray:
-    kept: np.ndarray = rows[rows[:, 4] - rows[:, 3] >= shortest_ns]
+    kept: np.ndarray = rows[_elapsed(rows) >= shortest_ns]
     return kept
 
 

@@ -170,6 +170,13 @@ class Task(Generic[Problem]):
                 return self.value_labels[label]
         return None
 
+    def path_value(self, parent_value: float | None, value: float) -> float:
+        """What a path is worth, from its parent's worth (None at the top) and its last thought's own value.
+
+        By default the last thought's value alone.
+        """
+        return value
+
     def vote_ask(self, problem: Problem, paths: Sequence[Sequence[Thought]]) -> Ask:
         """What makes the model name the best of several paths."""
         raise ConfigError(f"task {self.name!r} has no vote_ask: choose another evaluator than Vote")

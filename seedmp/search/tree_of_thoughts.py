@@ -166,7 +166,9 @@ class SearchRun:
     num_failed_values: int = 0
     started: float = field(default_factory=time.monotonic)
     _canonical: dict[str, Thought] = field(init=False)  # state -> the thought that stands for it
-    values: dict[str, asyncio.Task[Valued]] = field(default_factory=dict)  # evaluations, by state
+    values: dict[str, asyncio.Task[Valued]] = field(default_factory=dict)  # evaluations, by what was asked
+    _asked: dict[str, str] = field(default_factory=dict)  # thought_id -> what was asked about it
+    _booked: set[str] = field(default_factory=set)  # evaluations whose cost is in the tree
 
     def __post_init__(self) -> None:
         self._canonical = {self.root.state: self.root} if self.root.state else {}
@@ -294,18 +296,24 @@ class SearchRun:
         return self.evaluators[min(depth, len(self.evaluators)) - 1]
 
     async def _value(self, child: Thought) -> None:
-        """Value one thought by itself; equal states are asked for once."""
+        """Value one thought by itself; what was asked already, as about an equal state, is not asked again."""
         evaluator = self._evaluator(child.depth)
         if isinstance(evaluator, Vote | SelfConsistency):
             return
+        path = self.tree.path(child)
         key = child.state or child.thought_id
+        if isinstance(evaluator, Value | Score):
+            key = str(self.task.value_ask(self.problem, path))
+        self._asked[child.thought_id] = key
         task = self.values.get(key)
         if task is None:
             question = Question(self.asker, self.task, self.problem, derive_seed(self.seed, "value", key))
-            task = asyncio.ensure_future(self._answer(evaluator.value(question, self.tree.path(child))))
-            self.values[key] = task
+            task = self.values[key] = asyncio.ensure_future(self._answer(evaluator.value(question, path)))
         valued = await task
-        child.value, child.valued_s = valued.value, self.elapsed_s
+        if valued.value is not None:
+            parent_value = path[-2].value if len(path) > 1 else None
+            child.value = self.task.path_value(parent_value, valued.value)
+        child.valued_s = self.elapsed_s
         self.on_change(self)
 
     async def _answer(self, question: Awaitable[Valued]) -> Valued:
@@ -336,7 +344,7 @@ class SearchRun:
     def _merge(self, children: Sequence[Thought]) -> None:
         """Equal states become one thought: the one that is there already, else the first of the commonest text.
 
-        Costs are booked to it.
+        An evaluation is booked to the first thought that it is about.
         """
         alive = [child for child in children if child.status is Status.RUNNING]
         texts = Counter((child.state, child.text) for child in alive)
@@ -347,10 +355,10 @@ class SearchRun:
             first = self._canonical.get(child.state, child)
             if first is not child:
                 child.status, child.note = Status.MERGED, f"equal to {first.thought_id}"
-                continue
-            task = self.values.get(child.state or child.thought_id)
-            if task is not None:
-                valued = task.result()
+            key = self._asked.get(child.thought_id)
+            if key is not None and key not in self._booked:
+                self._booked.add(key)
+                valued = self.values[key].result()
                 child.num_value_tokens = valued.num_tokens
                 self.num_failed_values += valued.num_failed
 

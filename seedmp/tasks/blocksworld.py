@@ -252,7 +252,7 @@ class Blocksworld(Task[BlocksworldProblem]):
     value_labels: Mapping[str, float] = {f" {steps}": -float(steps) for steps in range(MANY_STEPS)} | {
         " many": -float(MANY_STEPS)
     }
-    defaults = Defaults(num_thoughts=4, temperature=0.8, evaluate="score", beam=3)
+    defaults = Defaults(num_thoughts=6, temperature=1.0, evaluate="score", beam=3)
 
     def __init__(self, depth: int = 7) -> None:
         if depth < 1:
@@ -341,6 +341,8 @@ class BlocksworldChat(Blocksworld):
     """For chat models: actions and states as turns of one conversation; labels as in llm-reasoners."""
 
     value_labels: Mapping[str, float] = {" good": 1.0, " bad": 0.0}
+
+    defaults = Defaults(num_thoughts=4, temperature=0.8, evaluate="score", beam=3)
 
     def thought_ask(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> Ask:
         prompt = conversation(*self._turns(problem, path, _NEXT if path else _FIRST), answer_prefix="Action:")

@@ -194,28 +194,35 @@ class Game24(Task[Game24Problem]):
         judged = path[: NUM_NUMBERS - 1]
         return Ask(f"{_written(problem, judged)}\nJudge:", max_tokens=4, choices=tuple(self.value_labels))
 
+    def path_value(self, parent_value: float | None, value: float) -> float:
+        """The product along the path: numbers that were hopeless do not get better by a step that looks good."""
+        return value if parent_value is None else parent_value * value
+
     def answer(self, problem: Game24Problem, path: Sequence[Thought]) -> str:
         if len(path) == NUM_NUMBERS:
             return path[-1].text.strip()
         return "; ".join(thought.text.split("(")[0].strip() for thought in path)
 
     def is_correct(self, problem: Game24Problem, path: Sequence[Thought]) -> bool:
-        """Whether every step is true and the last one, or the expression, gives 24 from the very numbers."""
+        """Whether the expression gives 24 from the very numbers; without one, whether all steps are true and do."""
+        if len(path) != self.depth:
+            return False
+        if len(path) == NUM_NUMBERS:
+            return problem.is_solved_by(path[-1].text.split("=")[0])
+        return self._steps_lead_to_goal(problem, path)
+
+    def score(self, problem: Game24Problem, path: Sequence[Thought]) -> dict[str, Any]:
+        """``steps_correct``: whether each step is true and the third one leaves 24."""
+        return {"steps_correct": self._steps_lead_to_goal(problem, path[: NUM_NUMBERS - 1])}
+
+    def _steps_lead_to_goal(self, problem: Game24Problem, path: Sequence[Thought]) -> bool:
         left: Numbers = tuple(map(Fraction, problem.numbers))
-        for thought in path[: NUM_NUMBERS - 1]:
+        for thought in path:
             step = parse_step(thought.text)
             if step is None or not step.is_true(left):
                 return False
             left = step.left
-        if len(path) != self.depth or left != WON:
-            return False
-        return len(path) < NUM_NUMBERS or problem.is_solved_by(path[-1].text.split("=")[0])
-
-    def score(self, problem: Game24Problem, path: Sequence[Thought]) -> dict[str, Any]:
-        """``expression_correct``: what the paper counts, whatever the steps were; None without an expression."""
-        if len(path) < NUM_NUMBERS:
-            return {"expression_correct": None}
-        return {"expression_correct": problem.is_solved_by(path[-1].text.split("=")[0])}
+        return left == WON
 
     def _read_line(self, path: Sequence[Thought], line: str, step_text: str | None = None) -> Parsed | None:
         """A step or an answer; ``step_text`` is what is kept of a line, None keeps it in our own spelling."""

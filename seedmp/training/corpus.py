@@ -41,6 +41,8 @@ MIXTURE = {
 }
 # What a search decides by: a quarter of the batches on top, as the mixture has few such tokens.
 DECISIONS = {"values": 0.45, "judgements": 0.25, "plans": 0.2, "games": 0.1}
+# Where a small draft differs most from the target; for distillation.
+TEXTS = {"gsm8k": 0.45, "stories": 0.25, "games": 0.1, "prose": 0.2}
 MIN_PROSE = 24  # tokens; a smaller rest of a window is padding
 WAITING = 24  # documents of each kind to choose from
 

@@ -39,9 +39,9 @@ from seedmp.training.train import Plan, load_weights, train
 STAGES = ("data", "target", "draft", "sample", "distil", "evaluate", "export")
 NUM_SHARDS = 2
 BATCH_SHARES = {"windows-0": 0.5, "windows-1": 0.25, "decisions": 0.25}
+DISTIL_SHARES = {"own": 0.5, "texts": 0.25, "windows-1": 0.25}
 DRAFT_ADAM_RATE = 4e-3
-DISTIL_START_RATE = 0.5
-OWN_TEXT_SHARE = 0.5  # of the windows in distillation
+DISTIL_START_RATE = 0.8
 # Texts sampled from the target for distillation: prompt kind -> (prompts, most new tokens).
 OWN_TEXTS = {
     "gsm8k": (512, 150),
@@ -89,8 +89,9 @@ def make_data(args: argparse.Namespace) -> None:
     for number in range(NUM_SHARDS):
         documents = corpus.sources(args.data, args.seed + 1 + number)
         corpus.pack(documents, encode, corpus.MIXTURE, per_shard).save(args.out / f"windows-{number}")
-    documents = corpus.sources(args.data, args.seed + 1 + NUM_SHARDS)
-    corpus.pack(documents, encode, corpus.DECISIONS, max(1, per_shard // 2)).save(args.out / "decisions")
+    for number, (name, mixture) in enumerate({"decisions": corpus.DECISIONS, "texts": corpus.TEXTS}.items()):
+        documents = corpus.sources(args.data, args.seed + 1 + NUM_SHARDS + number)
+        corpus.pack(documents, encode, mixture, max(1, per_shard // 4)).save(args.out / name)
 
 
 def train_target(args: argparse.Namespace) -> None:
@@ -188,8 +189,8 @@ def distil_draft(args: argparse.Namespace) -> None:
             checkpoint=args.out / "distilled.pt",
             minutes=args.distil_minutes,
             num_windows=args.batch,
-            windows=(args.out / "windows-1", args.out / "own"),
-            shares=(1 - OWN_TEXT_SHARE, OWN_TEXT_SHARE),
+            windows=tuple(args.out / name for name in DISTIL_SHARES),
+            shares=tuple(DISTIL_SHARES.values()),
             start_from=args.out / "draft.pt",
             teacher=(args.target_shape, args.out / "target.pt"),
             adam_rate=DRAFT_ADAM_RATE,

@@ -110,7 +110,7 @@ class _Run:
             self.step, self.elapsed_s = saved["step"], saved["elapsed_s"]
         self.teacher = None
         if plan.teacher is not None:
-            self.teacher = build(plan.teacher[0]).eval()
+            self.teacher = build(plan.teacher[0]).eval().requires_grad_(False)
             load_weights(self.teacher, plan.teacher[1])
         self.forward = torch.compile(hidden_states, dynamic=False) if plan.compiled else hidden_states
         self.sets = [Windows.load(stem) for stem in plan.windows]
@@ -176,7 +176,7 @@ class _Run:
             hidden = self.forward(self.model, tokens, positions)
             if self.teacher is not None:
                 with torch.no_grad():
-                    taught = hidden_states(self.teacher, tokens, positions)[:, :-1]
+                    taught = self.forward(self.teacher, tokens, positions)[:, :-1]
                     targets = taught.flatten(0, 1).bfloat16() @ self.teacher.model.embed_tokens.weight.bfloat16().T
                 weights = weights.clamp_min(LEAST_WEIGHT_DISTILLED) * (tokens[:, 1:].reshape(-1) != 0)
         embedding = self.model.model.embed_tokens.weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from seedmp.search import Ask, Defaults, Parsed, Task, Thought
 
@@ -17,7 +17,7 @@ class Sums(Task[Numbers]):
 
     name = "sums"
     defaults = Defaults(num_thoughts=4, temperature=1.0, evaluate="score", beam=2)
-    value_labels = {" sure": 1.0, " likely": 1.0, " impossible": 0.0}
+    value_labels: Mapping[str, float] = {" sure": 1.0, " likely": 1.0, " impossible": 0.0}
 
     def __init__(self, depth: int = 2, *, accept: str = ".*", max_tokens: int = 32) -> None:
         self.depth = depth

@@ -27,7 +27,9 @@ def bench(name: str, out: Path, *arguments: str) -> dict[str, Any]:
 @pytest.mark.timeout(300)
 def test_peers(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in bench("peers", tmp_path)["rows"]}
-    assert {"generate", "generate-batch", "continuous-batch", "assisted", "prompt-lookup", "ar", "fcfs-batch"} <= set(rows)
+    assert {"generate", "generate-batch", "continuous-batch", "assisted", "prompt-lookup", "ar", "fcfs-batch"} <= set(
+        rows
+    )
     assert all(rows[name].keys() >= FIGURES for name in ("ar", "fcfs-batch"))
     assert "not installed" in rows["llama.cpp"]["not_run"] or "GGUF" in rows["llama.cpp"]["not_run"]
     ran = [row for row in rows.values() if "tokens_per_s" in row]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seedmp.config import EngineConfig
+from seedmp.config import EngineConfig, Method
 from seedmp.errors import ConfigError
 from seedmp.models import pair
 from seedmp.tuning.costs import Costs
@@ -25,4 +25,4 @@ def test_both_models_are_timed() -> None:
 
 def test_without_a_draft_there_is_nothing_to_time() -> None:
     with pytest.raises(ConfigError, match="no draft"):
-        measure_costs(EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT), method="ar"))
+        measure_costs(EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT), method=Method.AR))

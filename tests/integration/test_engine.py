@@ -359,6 +359,8 @@ def test_bad_texts_to_score(engine: Engine) -> None:
 class ScriptedChannel:
     """A link on which everything has arrived before the worker looks."""
 
+    bytes_in = bytes_out = 0
+
     def __init__(self, *batches: list[object]) -> None:
         self.batches = list(batches)
         self.sent: list[object] = []

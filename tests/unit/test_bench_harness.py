@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from seedmp.benchmarks.harness import Group, NotRunError, Plan, Row, Subject, rotated, run_plan
+from seedmp.benchmarks.subjects import EnginePool
 from seedmp.benchmarks.summary import NOISE_FLOOR, Result, agreement, compare, row_of, spread
 from seedmp.errors import ConfigError
 
@@ -25,6 +26,9 @@ class FakeSubject:
 
     def start(self) -> str:
         return self.name
+
+    def need_gib(self) -> float:
+        return 1e9 if self.name == "huge" else 0.0
 
 
 class FakePool:
@@ -106,6 +110,15 @@ def test_a_row_that_cannot_run_says_why_and_the_others_go_on(tmp_path: Path) -> 
     assert ar["tokens_per_s"] == 10
     assert absent["not_run"] == "no such thing here" and "tokens_per_s" not in absent
     assert unlucky["not_run"] == "out of luck"
+
+
+def test_what_does_not_fit_is_not_started() -> None:
+    with EnginePool() as pool:
+        small, huge = FakeSubject("small"), FakeSubject("huge")
+        started = pool.prepare([huge, small], lambda: None)
+        assert str(started[huge]).startswith("needs about 1000000000.0 GiB") and started[small] == "small"
+        assert pool.memory_mib(small) == {}
+        pool._started.clear()  # a str cannot be closed
 
 
 def test_a_wrong_setting_ends_the_run(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from seedmp import cli
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
 from seedmp.ipc.span_ring import NUM_SPANS, SpanReader, SpanRing, ring_path
-from seedmp.profiling import chrome_trace, report, timeline
+from seedmp.profiling import chrome_trace, overhead, report, timeline
 from seedmp.profiling.findings import diagnose, measure_busy
 from seedmp.profiling.profile import ProfileData, check_folder
 from seedmp.profiling.sampler import Counts, ProcessRecord, Sample, Sampler, clip, read_counts
@@ -231,7 +232,7 @@ def test_the_trace_keeps_the_format_and_waits_have_lanes() -> None:
     trace = chrome_trace.events(data)
     check_trace(trace)
     tids = {event["tid"] for event in trace["traceEvents"] if event["name"] == "queue"}
-    assert tids == {100, 101}
+    assert tids == {100, 101} and trace["otherData"]["spans_left_out"] == 0
     assert {e["name"] for e in trace["traceEvents"] if e["ph"] == "C"} == {"CPU %", "RSS MiB", "PSS MiB"}
 
 
@@ -287,3 +288,13 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
         check_folder(tmp_path / "file" / "below")
     assert check_folder(tmp_path / "new" / "folder").is_dir()
+
+
+def test_the_cost_of_profiling_is_told_beside_the_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"overhead": 0.012, "spread": (-0.01, 0.03), "noise": 0.02}
+    monkeypatch.setattr(overhead, "measure_overhead", lambda folder, repeats, period_s: {**result, "repeats": repeats})
+    assert cli.main(["profile", "--overhead", "--repeats", "5", "--out", str(tmp_path)]) == 0
+    assert "costs 1.2 % (median of 5; -1.0 to 3.0 %); two runs without it differ by 2.0 %" in capsys.readouterr().out
+    assert json.loads((tmp_path / "overhead.json").read_text())["repeats"] == 5

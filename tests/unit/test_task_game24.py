@@ -179,15 +179,19 @@ def test_answer_level_is_optional() -> None:
         ([STEPS[0], " 2 + 7 = 9 (left: 9 24)", " 24 * 1 = 24 (left: 24)", ANSWER], False, True),
     ],
 )
-def test_steps_and_expression_must_both_be_right(
+def test_the_expression_decides_or_else_the_steps(
     texts: list[str], steps_are_right: bool, expression_is_right: bool
 ) -> None:
     long, short = Game24(), Game24(answer=False)
     path = walk(long, PROBLEM, *texts)
-    assert long.is_correct(PROBLEM, path) is (steps_are_right and expression_is_right)
-    assert long.score(PROBLEM, path) == {"expression_correct": expression_is_right}
+    assert long.is_correct(PROBLEM, path) is expression_is_right
+    assert long.score(PROBLEM, path) == {"steps_correct": steps_are_right}
     assert short.is_correct(PROBLEM, path[:3]) is steps_are_right
-    assert short.score(PROBLEM, path[:3]) == {"expression_correct": None}
+
+
+def test_a_hopeless_path_does_not_get_better() -> None:
+    assert Game24().path_value(None, 0.9) == 0.9
+    assert Game24().path_value(0.1, 1.0) == pytest.approx(0.1)
 
 
 def test_thoughts_of_the_bundled_pair() -> None:

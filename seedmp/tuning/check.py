@@ -1,0 +1,114 @@
+"""Question: how far is the simulator from real runs? ``python -m seedmp.tuning.check --json FILE``
+
+Twelve settings of drafts, k_config and policy on the bundled pair, the target inflated. Prices are measured first,
+each model alone (``measure_costs``); the verifier's overheads and the acceptance come from two more runs, one with
+chains and one with trees. Then every setting runs ``repeats`` times, and its median tokens/s is compared with what is
+simulated: error = simulated ÷ real − 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from seedmp.config import EngineConfig
+from seedmp.engine import Engine
+from seedmp.measure import describe_node, measure
+from seedmp.models import pair
+from seedmp.sampling import SamplingParams
+from seedmp.tuning.costs import Costs, chain_acceptance, load_costs
+from seedmp.tuning.measure import measure_costs
+from seedmp.tuning.simulate import Workload, simulate
+
+DRAFTS, POLICIES = (1, 2, 3), ("fcfs", "fcfs-batch")
+CHAIN, TREE = (1, 1, 1), (2, 2, 1)
+PROMPT = "Question: There are {} birds and {} fish. How many animals?\nAnswer:"
+TIMEOUT_S = 600.0
+
+
+def second_child(first: float, mean_accepted: float) -> float:
+    """P(second child | first was not accepted) that gives the (2,2,1) tree its mean accepted length."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        level = first + (1 - first) * middle
+        if level + level**2 + level**2 * first < mean_accepted:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison; 0 when it finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="134m", help="of the target; none: as it is (default %(default)s)")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--branches", type=int, default=6)
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    common = {"target_shape": None if args.shape == "none" else args.shape, "dtype": args.dtype, "kv_slots": 4096}
+    params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens, ignore_eos=True, seed=0)
+    prompts = [PROMPT.format(i, i + 2) for i in range(args.branches)]
+    config = EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT), **common)
+    costs = _with_run(measure_costs(config), common, prompts, params)
+    rows: list[dict[str, Any]] = []
+    for drafts, k_config, policy in itertools.product(DRAFTS, (CHAIN, TREE), POLICIES):
+        settings: dict[str, Any] = {"num_drafts": drafts, "k_config": k_config, "policy": policy}
+        with Engine(**settings, **common) as engine:
+            prompt_len = len(engine.encode(prompts[0], special=True))
+            runs = [measure(engine, prompts, params, TIMEOUT_S) for _ in range(args.repeats + 1)][1:]  # one warms up
+            work = Workload(args.branches, prompt_len, 0, args.max_tokens)
+            simulated = simulate(engine.config, costs, work, hardware="cpu" if costs.cores else "gpu")
+        real = statistics.median(run.tokens_per_s for run in runs)
+        error = simulated.tokens_per_s / real - 1
+        rows.append({**settings, "real": real, "simulated": simulated.tokens_per_s, "error": error})
+        told = f"real {real:7.1f} simulated {simulated.tokens_per_s:7.1f} {error:+.1%}"
+        print(f"{drafts} drafts {k_config} {policy:10} {told}", flush=True)
+    worst = max(abs(row["error"]) for row in rows)
+    print(f"largest error {worst:.1%}, median {statistics.median(abs(row['error']) for row in rows):.1%}")
+    if args.json is not None:
+        settings = {name: str(value) for name, value in vars(args).items()}
+        report = {
+            "rows": rows,
+            "worst": worst,
+            "costs": costs.to_plain(),
+            "settings": settings,
+            "node": describe_node(),
+        }
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def _with_run(costs: Costs, common: dict[str, Any], prompts: Sequence[str], params: SamplingParams) -> Costs:
+    """Overheads and acceptance, of one run with chains and one with trees."""
+    lengths = []
+    with tempfile.TemporaryDirectory() as folder:
+        for k_config in (TREE, CHAIN):
+            with Engine(num_drafts=3, k_config=k_config, **common) as engine:
+                engine.generate(prompts, params, timeout=TIMEOUT_S)
+                with engine.profile(folder) as profile:
+                    engine.generate(prompts, params, timeout=TIMEOUT_S)
+            assert profile.data is not None
+            lengths.append(profile.data.stats["accepted"] / profile.data.stats["rounds"])
+        seen = load_costs(folder)
+    first = chain_acceptance(lengths[1], len(CHAIN))
+    second = second_child(first, lengths[0])
+    return replace(
+        costs, forward_overhead_ms=seen.forward_overhead_ms, branch_overhead_ms=seen.branch_overhead_ms,
+        acceptance=((first, second),),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
