@@ -75,7 +75,7 @@ class EngineConfig:
 
     Args:
         target: folder or hub id of the target; None is the bundled one.
-        draft: the same for the draft; must share the target's vocabulary. For ``eagle`` the folder of a head.
+        draft: the same for the draft; must share the target's vocabulary. For ``eagle`` a head.
         target_shape: name of a shape that a Llama target is inflated to (benchmarks).
         draft_shape: the same for the draft.
         num_drafts: draft processes (replicas, with ``parallel``).

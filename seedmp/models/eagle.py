@@ -38,7 +38,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 
 from seedmp.errors import ConfigError
 from seedmp.models.features import published_layers
-from seedmp.models.load import ModelSpec, load_config, load_model
+from seedmp.models.load import ModelSpec, fetch_folder, load_config, load_model
 from seedmp.models.packed import PackedModel
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -62,10 +62,11 @@ class HeadSpec:
     """A head's shape, as its folder and its target have it.
 
     Args:
-        path: its folder; empty for one that is just being made.
+        path: its folder or hub id; empty for one that is just being made.
         kind: which.
         config: the one layer's sizes.
         target_hidden: H of the target.
+        target_layers: how many it has.
         vocab_size: V, rows of the embeddings.
         draft_vocab_size: D, rows of the output matrix.
         feature_layers: whose inputs make up a feature; none: the last hidden state.
@@ -78,6 +79,7 @@ class HeadSpec:
     kind: HeadKind
     config: LlamaConfig
     target_hidden: int
+    target_layers: int
     vocab_size: int
     draft_vocab_size: int
     feature_layers: tuple[int, ...]
@@ -298,7 +300,7 @@ def new_head(target_model: Any, draft_ids: Sequence[int] | None = None) -> Eagle
     )  # fmt: skip
     config._attn_implementation = "sdpa"
     spec = HeadSpec(
-        "", HeadKind.EAGLE3, config, sizes.hidden_size, sizes.vocab_size, len(ids),
+        "", HeadKind.EAGLE3, config, sizes.hidden_size, sizes.num_hidden_layers, sizes.vocab_size, len(ids),
         published_layers(sizes.num_hidden_layers),
         from_target=frozenset(_FROM_TARGET if draft_ids is None else _FROM_TARGET[:1]),
     )  # fmt: skip
@@ -348,9 +350,10 @@ def save_head(head: EagleHead, folder: str | os.PathLike[str]) -> None:
         plain |= {
             "draft_vocab_size": spec.draft_vocab_size,
             "target_hidden_size": spec.target_hidden,
-            "eagle_aux_hidden_state_layer_ids": list(spec.feature_layers),
             "norm_before_residual": spec.norm_before_residual,
         }
+        if spec.feature_layers != (2, spec.target_layers // 2, spec.target_layers - 3):  # what all readers assume
+            plain["eagle_aux_hidden_state_layer_ids"] = list(spec.feature_layers)
         ids = head.target_ids()
         tensors["t2d"] = torch.zeros(spec.vocab_size, dtype=torch.bool).index_fill_(0, ids.cpu(), True)
         tensors = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in tensors.items()}
@@ -359,9 +362,7 @@ def save_head(head: EagleHead, folder: str | os.PathLike[str]) -> None:
 
 
 def _folder_of(path: str) -> Path:
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ConfigError(f"draft {path!r} is no folder: an EAGLE head is named by the folder that it lies in")
+    folder = fetch_folder(path, ("config.json", *WEIGHT_FILES))
     if not (folder / "config.json").is_file():
         raise ConfigError(f"draft {path!r}: the folder has no config.json")
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
@@ -459,11 +460,11 @@ def _spec_of(path: str, plain: dict[str, Any], shapes: dict[str, tuple[int, ...]
     if plain.get("bias") is True and not is_third:
         biases.add("fc.bias")
     lm_head = shapes.get("lm_head.weight")
+    own_rows = lm_head[0] if lm_head and is_third else vocab_size
     return HeadSpec(
-        path, HeadKind.EAGLE3 if is_third else HeadKind.EAGLE, config, target_hidden, vocab_size,
-        int(plain.get("draft_vocab_size") or (lm_head[0] if lm_head and is_third else vocab_size)), layers,
-        frozenset(biases), frozenset(name for name in _FROM_TARGET if name not in shapes),
-        bool(plain.get("norm_before_residual", False)),
+        path, HeadKind.EAGLE3 if is_third else HeadKind.EAGLE, config, target_hidden, int(target.num_hidden_layers),
+        vocab_size, int(plain.get("draft_vocab_size") or own_rows), layers, frozenset(biases),
+        frozenset(name for name in _FROM_TARGET if name not in shapes), bool(plain.get("norm_before_residual", False)),
     )  # fmt: skip
 
 

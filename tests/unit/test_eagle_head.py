@@ -214,6 +214,7 @@ def test_every_layout_gives_the_same_head(kind: str, pickled: bool, target: Mode
         assert torch.equal(again.target_ids(), first.target_ids())
         assert again.spec.config.rope_parameters["rope_theta"] == 5000.0
     saved = json.loads((tmp_path / "d" / "config.json").read_text())
+    assert "eagle_aux_hidden_state_layer_ids" not in saved  # the usual ones, which readers count differently
     assert saved["architectures"] == [{"eagle": "EagleLlamaForCausalLM", "eagle3": "Eagle3LlamaForCausalLM"}[kind]]
 
 
@@ -231,6 +232,27 @@ def test_what_a_head_lacks_is_its_targets(kind: str, target: ModelSpec, tmp_path
     again = load(tmp_path / "saved", target)
     assert again.spec.from_target == {"embed_tokens.weight", "lm_head.weight"}
     assert torch.equal(logits_of(again), logits_of(head))
+
+
+def test_layers_that_are_not_the_usual_ones_are_written(target: ModelSpec, tmp_path: Path) -> None:
+    tensors = head_tensors("eagle3", VOCAB, DRAFT_VOCAB)
+    head = load(write_head(tmp_path / "a", tensors, eagle_aux_hidden_state_layer_ids=[0, 3, 7]), target)
+    save_head(head, tmp_path / "b")
+    assert read_head(str(tmp_path / "b"), target).feature_layers == (0, 3, 7)
+
+
+def test_a_hub_id_is_fetched(target: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = make_head("eagle", tmp_path, VOCAB)
+    asked = []
+
+    def download(repo: str, **options: Any) -> str:
+        asked.append((repo, options))
+        return str(head)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert read_head("org/head", target).kind is HeadKind.EAGLE
+    names = ["config.json", "model.safetensors", "pytorch_model.bin"]
+    assert asked == [("org/head", {"allow_patterns": names, "local_files_only": True})]
 
 
 def test_rotary_settings_are_the_targets_where_the_head_names_none(target: ModelSpec, tmp_path: Path) -> None:
@@ -308,7 +330,7 @@ class Evil:
 
 
 def test_files_that_are_broken(target: ModelSpec, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="does not exist"):
         read_head(str(tmp_path / "none"), target)
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         read_head(str(tmp_path), target)
