@@ -5,6 +5,10 @@ KV of one token in one layer is one contiguous row. One writer at a time: whoeve
 slot (``seedmp.kv.slot_tree``); the verifier grants all leases. On a CPU the storage is a
 torch.multiprocessing shared tensor inherited through fork; between GPUs' processes a CUDA IPC handle
 travels as a typed message and the tensor is rebuilt from it.
+
+A feature arena is [S, F] (slots of the target's arena, feature size): the target's hidden states that draft heads
+continue. Its writer is the verifier alone, which writes a slot's KV and its feature in one forward; drafts read the
+rows that a task names, and the verifier frees no such row before the task's answer.
 """
 
 from __future__ import annotations
@@ -54,6 +58,35 @@ class ArenaLayout:
         return f"{'x'.join(map(str, self.shape))} {self.dtype}"
 
 
+@dataclass(frozen=True)
+class FeatureLayout:
+    """Shape and dtype of a feature arena: [S, F], S slots of the target's arena, F numbers a token."""
+
+    num_slots: int
+    feature_size: int
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[S, F]."""
+        return self.num_slots, self.feature_size
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's."""
+        result = getattr(torch, self.dtype)
+        assert isinstance(result, torch.dtype)
+        return result
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole arena."""
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))} {self.dtype}"
+
+
 def layout_for(model_config: Any, num_slots: int, dtype: torch.dtype) -> ArenaLayout:
     """The arena that a transformers model needs.
 
@@ -84,7 +117,7 @@ def check_shared_memory(size_bytes: int) -> None:
         )
 
 
-def allocate_shared(layout: ArenaLayout) -> torch.Tensor:
+def allocate_shared(layout: ArenaLayout | FeatureLayout) -> torch.Tensor:
     """A zero-filled arena in shared memory; pages are taken when they are first written.
 
     Raises:
@@ -96,7 +129,7 @@ def allocate_shared(layout: ArenaLayout) -> torch.Tensor:
     return arena.set_(storage, 0, layout.shape)  # type: ignore[call-overload, no-any-return]
 
 
-def allocate_on(layout: ArenaLayout, device: str) -> torch.Tensor:
+def allocate_on(layout: ArenaLayout | FeatureLayout, device: str) -> torch.Tensor:
     """A zero-filled arena in the memory of one process: shared on a CPU, exportable on a GPU."""
     return (
         allocate_shared(layout)

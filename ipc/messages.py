@@ -6,6 +6,8 @@ Letters: C context tokens, p pending tokens, N draft tokens, M draws, I internal
 
 from __future__ import annotations
 
+from dataclasses import field
+
 import numpy as np
 
 from seedmp.ipc.codec import message
@@ -13,7 +15,7 @@ from seedmp.sampling import SamplingParams
 from seedmp.token_tree.opt_tree import AdaptiveShape
 from seedmp.token_tree.tree import ProposalKind
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 # --- draft worker -> verifier ---------------------------------------------------------------
@@ -116,6 +118,8 @@ class DraftTask:
     slots: np.ndarray  # [p + most drafted] int32, lent
     adaptive: AdaptiveShape | None = None  # what to grow if not a static tree
     shared_noise: bool = False  # children by the noise that the target's own tokens are drawn with
+    # [p] int32, target slots with the features of the pending tokens' predecessors, -1: none; empty without a head
+    feature_slots: np.ndarray = field(default_factory=lambda: np.empty(0, dtype="<i4"))
 
 
 @message("shutdown")

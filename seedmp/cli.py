@@ -117,13 +117,15 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: int) -> None:
     parser.add_argument("--target", metavar="MODEL", help="folder or hub id (default: the bundled pair)")
-    parser.add_argument("--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary")
+    parser.add_argument(
+        "--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary; eagle: of a head"
+    )
     parser.add_argument("--method", choices=[m.value for m in Method], default="mcsd")
     parser.add_argument(
         "--k-config", default=k_config, metavar="K,K,..", help="children, by level (default %(default)s)"
     )
     parser.add_argument("--growmap", metavar="MAP", help="static tree: a .pt or .json file, or KxD chains")
-    parser.add_argument("--nodes", type=int, metavar="N", help="draft tokens in a tree, for opt-tree and ngram")
+    parser.add_argument("--nodes", type=int, metavar="N", help="draft tokens in a tree, for opt-tree, eagle and ngram")
     parser.add_argument(
         "--num-drafts", type=int, default=num_drafts, metavar="N", help="draft processes (default %(default)s)"
     )

@@ -14,7 +14,7 @@ from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.growmap_file import parse_growmap
 from seedmp.token_tree.k_config import MAX_TREE_NODES, parse_k_config
 from seedmp.token_tree.ngram import NgramShape
-from seedmp.token_tree.opt_tree import AdaptiveShape, opt_tree
+from seedmp.token_tree.opt_tree import AdaptiveShape, eagle2, opt_tree
 from seedmp.token_tree.tree import ProposalKind
 
 
@@ -28,6 +28,7 @@ class Method(enum.Enum):
     SEQUOIA = "sequoia"  # samples without replacement in any static tree
     OPT_TREE = "opt-tree"  # a tree that follows the draft's confidence
     NGRAM = "ngram"  # what came after these words before: no draft model
+    EAGLE = "eagle"  # a head that continues the target's hidden states
     COUPLED = "coupled"  # drafts share the target's noise: the text is that of ``ar``
 
 
@@ -52,9 +53,10 @@ _SAMPLING = (Method.SD, Method.MCSD, Method.SPECINFER, Method.SEQUOIA)
 # Which methods look at a setting that is None unless it is given.
 _USED_BY = {
     "growmap": (Method.SPECINFER, Method.SEQUOIA, Method.COUPLED),
-    "nodes": (Method.OPT_TREE, Method.NGRAM),
-    "max_depth": (Method.OPT_TREE, Method.NGRAM),
-    "threshold": (Method.OPT_TREE,),
+    "nodes": (Method.OPT_TREE, Method.NGRAM, Method.EAGLE),
+    "max_depth": (Method.OPT_TREE, Method.NGRAM, Method.EAGLE),
+    "threshold": (Method.OPT_TREE, Method.EAGLE),
+    "top_k": (Method.EAGLE,),
 }
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -73,20 +75,24 @@ class EngineConfig:
 
     Args:
         target: folder or hub id of the target; None is the bundled one.
-        draft: the same for the draft; must share the target's vocabulary.
+        draft: the same for the draft; must share the target's vocabulary. For ``eagle`` a head.
         target_shape: name of a shape that a Llama target is inflated to (benchmarks).
         draft_shape: the same for the draft.
         num_drafts: draft processes (replicas, with ``parallel``).
-        method: ``ar``, ``sd``, ``mcsd``, ``specinfer``, ``sequoia``, ``opt-tree``, ``ngram`` or ``coupled``.
+        method: ``ar``, ``sd``, ``mcsd``, ``specinfer``, ``sequoia``, ``opt-tree``, ``ngram``, ``eagle`` or
+            ``coupled``.
         k_config: children per node, level by level, for ``sd`` and ``mcsd``, and where there is no growmap for
             ``specinfer`` and ``coupled``.
         growmap: any other static tree, for ``specinfer``, ``sequoia`` (which needs one) and ``coupled``: the path
             of a .pt or .json file, "KxD" for K chains of D tokens, or child counts. Kept as the child counts of all
             nodes, so that no process needs the file.
-        nodes: draft tokens in a tree at most, for ``opt-tree`` (None: 50) and ``ngram`` (None: 16).
-        max_depth: draft tokens on a path at most, for the same (None: 10 and 8).
+        nodes: draft tokens in a tree at most, for ``opt-tree`` (None: 50), ``ngram`` (None: 16) and ``eagle``
+            (None: 59).
+        max_depth: draft tokens on a path at most, for the same (None: 10, 8 and 8).
         threshold: ``opt-tree`` stops drafting when a layer adds this much or less to the tokens that it expects
-            (None: 0.5); 0 goes on to ``max_depth``.
+            (None: 0.5); 0 goes on to ``max_depth``. With ``eagle`` it makes the tree an OPT-Tree (None: EAGLE-2's).
+        top_k: nodes of a layer that ``eagle`` drafts further, and children that each may get (None: 10, with a
+            threshold ``nodes``); 1 makes chains.
         schedule: ``serial``, ``scheduled`` or ``parallel``.
         policy: ``fcfs`` or ``fcfs-batch``.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's on a GPU.
@@ -119,6 +125,7 @@ class EngineConfig:
     nodes: int | None = None
     max_depth: int | None = None
     threshold: float | None = None
+    top_k: int | None = None
     schedule: Schedule = Schedule.SCHEDULED
     policy: PolicyName = PolicyName.FCFS_BATCH
     dtype: str = "auto"
@@ -191,6 +198,8 @@ class EngineConfig:
             )
         if self.method in _WITH_K_CONFIG and self.growmap is None and max(self.k_config) > self.draft_top_m:
             raise ConfigError(f"k_config={self.k_config}: no k may exceed draft_top_m={self.draft_top_m}")
+        if self.draft_shape is not None and self.method is Method.EAGLE:
+            raise ConfigError(f"draft_shape={self.draft_shape!r}: a head has the shape that its target asks for")
         threshold = self.threshold
         if threshold is not None and (not isinstance(threshold, int | float) or isinstance(threshold, bool)):
             raise ConfigError(f"threshold={threshold!r}: must be a finite number >= 0")
@@ -206,6 +215,13 @@ class EngineConfig:
     @cached_property
     def adaptive_shape(self) -> AdaptiveShape | None:
         """When a draft stops growing a tree, and what it keeps, for methods that follow its confidence."""
+        if self.method is Method.EAGLE:
+            shape = eagle2()
+            nodes = shape.nodes if self.nodes is None else self.nodes
+            width = shape.layer_width if self.threshold is None else nodes
+            top_k = width if self.top_k is None else self.top_k
+            max_depth = shape.max_depth if self.max_depth is None else self.max_depth
+            return AdaptiveShape(nodes, top_k, max_depth, self.threshold)
         if self.method is not Method.OPT_TREE:
             return None
         return opt_tree(**self._given("nodes", "threshold", "max_depth"))
@@ -255,7 +271,12 @@ class EngineConfig:
 
         With ``coupled`` the noise is the target's own, so to the rule the tree is fixed.
         """
-        if draft_temperature == 0 or self.method in (Method.OPT_TREE, Method.NGRAM, Method.COUPLED):
+        if draft_temperature == 0 or self.method in (
+            Method.OPT_TREE,
+            Method.NGRAM,
+            Method.EAGLE,
+            Method.COUPLED,
+        ):
             return ProposalKind.DETERMINISTIC
         independent = self.method in (Method.SD, Method.SPECINFER)
         return ProposalKind.IID if independent else ProposalKind.WITHOUT_REPLACEMENT

@@ -28,7 +28,7 @@ import zmq
 
 from seedmp import errors, metrics
 from seedmp.branch import Branch
-from seedmp.config import EngineConfig, Placement, needs_draft, resolve_placement
+from seedmp.config import EngineConfig, Method, Placement, needs_draft, resolve_placement
 from seedmp.errors import (
     ConfigError,
     EngineClosedError,
@@ -143,7 +143,10 @@ class Engine:
         target_spec = ModelSpec(self.config.target, self.config.target_shape)
         draft_spec = ModelSpec(self.config.draft, self.config.draft_shape)
         load_config(target_spec)
-        load_config(draft_spec)
+        if _is_head(self.config):
+            draft_spec = target_spec  # whose vocabulary a head speaks
+        else:
+            load_config(draft_spec)
         self.folder = make_runtime_dir()
         try:
             self._start_process()
@@ -506,6 +509,25 @@ def _abandon(process: subprocess.Popen[bytes], to_supervisor: Connection, folder
         process.kill()  # the workers follow it
         process.wait()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_head(config: EngineConfig) -> bool:
+    """Whether the draft is a head, and one that fits the target.
+
+    Raises:
+        ConfigError: it does not fit, or the method needs a head and it is none, or the other way round.
+    """
+    from seedmp.models.eagle import is_head, read_head  # they import torch, on first use
+
+    if config.method is Method.EAGLE:
+        read_head(config.draft, ModelSpec(config.target))  # it fits what the target is before inflation
+        return True
+    if needs_draft(config.method) and is_head(config.draft):
+        raise ConfigError(
+            f"draft {config.draft!r} is an EAGLE head: only method='eagle' can draft with it, "
+            f"method={config.method.value!r} needs a whole model"
+        )
+    return False
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

@@ -38,6 +38,9 @@ from seedmp.trace import Activity
 
 POLL_MS = 500
 
+# Of a forward: token ids, positions and slots [T], what each row may attend to [T, S], rows whose logits are wanted.
+Rows = tuple[list[int], list[int], list[int], np.ndarray, list[int]]
+
 
 @dataclass(frozen=True)
 class _Way:
@@ -169,6 +172,13 @@ class TreeDrafter:
             logits = self._forward_layer(active)
 
     def _forward_context(self, growing: list[_Growing]) -> torch.Tensor:
+        return self.packed.forward(*self._context_rows(growing))
+
+    def _forward_layer(self, growing: list[_Growing]) -> torch.Tensor:
+        return self.packed.forward(*self._layer_rows(growing))
+
+    def _context_rows(self, growing: list[_Growing]) -> Rows:
+        """The pending tokens; wanted is the last one of each."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -181,9 +191,10 @@ class TreeDrafter:
             slots += g.task.slots[: g.num_pending].tolist()
             wanted.append(len(token_ids) - 1)
         allowed = np.concatenate([g.allowed for g in growing])
-        return self.packed.forward(token_ids, positions, slots, allowed, wanted)
+        return token_ids, positions, slots, allowed, wanted
 
-    def _forward_layer(self, growing: list[_Growing]) -> torch.Tensor:
+    def _layer_rows(self, growing: list[_Growing]) -> Rows:
+        """The newest layers; all are wanted."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -196,7 +207,7 @@ class TreeDrafter:
             drafted = range(layer.first_drafted_idx, layer.first_drafted_idx + g.num_rows)
             slots += map(g.slot_of, drafted)
             allowed += g.visible[layer.first_drafted_idx :]
-        return self.packed.forward(token_ids, positions, slots, np.stack(allowed), range(len(token_ids)))
+        return token_ids, positions, slots, np.stack(allowed), list(range(len(token_ids)))
 
     def _add_layer(self, growing: list[_Growing], logits: torch.Tensor) -> None:
         """Choose children; tasks that choose alike are served together."""

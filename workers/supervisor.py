@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -28,11 +28,12 @@ import msgpack  # noqa: F401  preloaded for the workers
 import torch
 import zmq  # noqa: F401  preloaded for the workers; no context is made here
 
-from seedmp.config import EngineConfig, Placement, resolve_placement
+from seedmp.config import EngineConfig, Method, Placement, resolve_placement
 from seedmp.decoding.constraint import Constrainer, automaton_tokenizer
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.ipc.arena import (
     ArenaLayout,
+    FeatureLayout,
     allocate_on,
     allocate_shared,
     attach_cuda,
@@ -52,6 +53,8 @@ from seedmp.ipc.messages import (
     WorkerReady,
 )
 from seedmp.ipc.span_ring import SpanRing, ring_path
+from seedmp.models.eagle import EagleHead, HeadSpec, PackedHead, load_head, read_head
+from seedmp.models.features import FeatureTap
 from seedmp.models.load import (
     ModelSpec,
     check_vocabularies,
@@ -64,6 +67,7 @@ from seedmp.models.packed import PackedModel, max_positions
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.trace import Activity
 from seedmp.workers.draft import DraftServer, TreeDrafter
+from seedmp.workers.draft_head import HeadDrafter
 from seedmp.workers.lifecycle import WorkerSpec, last_log, run_worker
 from seedmp.workers.target import TargetRunner, Verifier
 
@@ -102,6 +106,22 @@ class SharedModel:
     layout: ArenaLayout
     model: Any = None
     arena: torch.Tensor | None = None
+    head: HeadSpec | None = None  # if the draft is one
+    feature_layout: FeatureLayout | None = None
+    features: torch.Tensor | None = None  # on a CPU; the verifier inherits them too
+
+    @property
+    def layouts(self) -> tuple[ArenaLayout | FeatureLayout, ...]:
+        """Of all arenas that drafts attach."""
+        return (self.layout,) if self.feature_layout is None else (self.layout, self.feature_layout)
+
+    def with_features(self) -> SharedModel:
+        """With a feature arena in shared memory, if there is to be one."""
+        return self if self.feature_layout is None else replace(self, features=allocate_shared(self.feature_layout))
+
+    def __str__(self) -> str:
+        features = "" if self.feature_layout is None else f", features {self.feature_layout}"
+        return f"{self.layout}{features}"
 
 
 class Supervisor:
@@ -124,9 +144,13 @@ class Supervisor:
         self.placement = resolve_placement(config)
         self.target_spec = ModelSpec(config.target, config.target_shape)
         self.draft_spec = ModelSpec(config.draft, config.draft_shape)
-        self.vocab_size = check_vocabularies(self.target_spec, self.draft_spec)
+        self.head = read_head(config.draft, ModelSpec(config.target)) if config.method is Method.EAGLE else None
+        self.vocab_size = check_vocabularies(
+            self.target_spec, self.draft_spec if self.head is None else self.target_spec
+        )
+        draft_config = load_config(self.draft_spec) if self.head is None else self.head.config
         self.dtype, self.draft_dtype = resolve_dtypes(
-            config, self.placement, load_config(self.target_spec), load_config(self.draft_spec)
+            config, self.placement, load_config(self.target_spec), draft_config
         )
         self.shared: list[SharedModel | None] = []
 
@@ -138,27 +162,41 @@ class Supervisor:
         self.shared = [self._plan_shared() for _ in self.groups]
         target_layout = layout_for(load_config(self.target_spec), self.config.kv_slots, self.dtype)
         if self.placement.target == "cpu":
-            layouts = [shared.layout for shared in self.shared if shared is not None]
-            check_shared_memory(sum(layout.size_bytes for layout in [target_layout] * len(self.groups) + layouts))
+            layouts = [layout for shared in self.shared if shared is not None for layout in shared.layouts]
+            needed = target_layout.size_bytes * len(self.groups) + sum(layout.size_bytes for layout in layouts)
+            check_shared_memory(needed)
+            self.shared = [shared and shared.with_features() for shared in self.shared]
         _preload(load_config(self.target_spec))
         for group in self.groups:
             self._start_verifier(group)
         if self.config.drafts_per_group and self.placement.target == "cpu":
-            model = load_model(self.draft_spec, self.draft_dtype, "cpu")
+            model = self._load_draft("cpu")
             check_shared_memory(sum(weight.nbytes for weight in model.parameters()))
             model.share_memory()
             for index, planned in enumerate(self.shared):
                 assert planned is not None
                 arena = allocate_shared(planned.layout)
-                self.shared[index] = SharedModel(planned.config, planned.layout, model, arena)
+                self.shared[index] = replace(planned, model=model, arena=arena)
         for group in self.groups:
             self._start_drafts(group)
 
     def _plan_shared(self) -> SharedModel | None:
         if not self.config.drafts_per_group:
             return None
-        config = load_config(self.draft_spec)
-        return SharedModel(config, layout_for(config, self.config.num_draft_slots, self.draft_dtype))
+        config = load_config(self.draft_spec) if self.head is None else self.head.config
+        layout = layout_for(config, self.config.num_draft_slots, self.draft_dtype)
+        if self.head is None:
+            return SharedModel(config, layout)
+        features = FeatureLayout(self.config.kv_slots, self.head.feature_size, str(self.dtype).removeprefix("torch."))
+        return SharedModel(config, layout, head=self.head, feature_layout=features)
+
+    def _load_draft(self, device: str, target_model: Any = None) -> Any:
+        if self.head is None:
+            return load_model(self.draft_spec, self.draft_dtype, device)
+        lender = ModelSpec(self.config.target)  # a head fits what the target is before inflation
+        if self.target_spec != lender:
+            target_model = None
+        return load_head(self.head, self.draft_dtype, device, lender, target_model)
 
     def _start_verifier(self, group: Group) -> None:
         spec = WorkerSpec(f"verifier-{group.index}", group.verifier_epoch, self._beat_index(group.index, None))
@@ -219,18 +257,18 @@ class Supervisor:
         owned: list[Any] = []  # exported GPU memory lives as long as this process
         if shared is not None and device != "cpu":
             draft_device = self.placement.drafts[0]
-            draft_model = load_model(self.draft_spec, self.draft_dtype, draft_device)
-            owned = [draft_model, allocate_on(shared.layout, draft_device)]
+            draft_model = self._load_draft(draft_device, model)
+            owned = [draft_model, *(allocate_on(layout, draft_device) for layout in shared.layouts)]
             torch.cuda.synchronize(draft_device)
             named = {
                 **dict(draft_model.named_parameters()),
                 **dict(draft_model.named_buffers()),
-                ARENA: owned[1],
+                **dict(zip((ARENA, FEATURES), owned[1:], strict=False)),
             }
             tensors = tuple(export_cuda(name, tensor.detach()) for name, tensor in named.items())
         tokenizer = load_tokenizer(config.target)
         max_len = max_positions(model.config)
-        if shared is not None:
+        if shared is not None and shared.head is None:
             max_len = min(max_len, max_positions(shared.config))
         limits = Limits(max_len, self.vocab_size, frozenset(eos_token_ids(self.target_spec)))
         decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
@@ -239,8 +277,12 @@ class Supervisor:
         if tokenizer is not None:
             make_tokenizer = partial(automaton_tokenizer, tokenizer, sorted(limits.eos_token_ids))
             constrainer = Constrainer(make_tokenizer, self.vocab_size)
-        runner = TargetRunner(PackedModel(model, arena, self.vocab_size), constrainer)
-        layout = str(shared.layout) if shared is not None else ""
+        packed = PackedModel(model, arena, self.vocab_size)
+        if shared is not None and shared.head is not None:
+            features = owned[2] if owned else shared.features
+            packed.tap = FeatureTap(model, shared.head.feature_layers, features, shared.head.target_hidden)
+        runner = TargetRunner(packed, constrainer)
+        layout = str(shared) if shared is not None else ""
         verifier = Verifier(
             config, scheduler, runner, self.folder, group.index, group.verifier_epoch, pipe, layout, tensors
         )
@@ -257,14 +299,19 @@ class Supervisor:
         beat: Callable[[], None],
     ) -> None:
         torch.set_num_threads(self.config.threads()[1])
-        server = DraftServer(self.folder, group.index, group.verifier_epoch, worker_id, epoch, str(shared.layout))
+        server = DraftServer(self.folder, group.index, group.verifier_epoch, worker_id, epoch, str(shared))
         welcome = server.welcome(self.config.ready_timeout_s, beat)
-        model, arena = shared.model, shared.arena
+        model, arena, features = shared.model, shared.arena, shared.features
         if welcome.tensors:
-            model, arena = _attach_model(shared.config, welcome.tensors, self.draft_dtype)
+            model, arena, features = _attach_model(shared, welcome.tensors, self.draft_dtype)
         assert arena is not None
-        packed = PackedModel(model, arena, self.vocab_size)
-        drafter = TreeDrafter(packed, self.config.draft_top_m, noise=self.config.draft_noise)
+        drafter: TreeDrafter
+        if shared.head is not None:
+            assert features is not None
+            drafter = HeadDrafter(PackedHead(model, arena, self.vocab_size), features)
+        else:
+            packed = PackedModel(model, arena, self.vocab_size)
+            drafter = TreeDrafter(packed, self.config.draft_top_m, noise=self.config.draft_noise)
         ready()
         server.serve(drafter, beat)
 
@@ -389,7 +436,7 @@ class Supervisor:
             self.workers.pop(worker.spec.name, None)
 
 
-ARENA = "\0arena"
+ARENA, FEATURES = "\0arena", "\0features"
 
 
 class _Down(SeedmpError):
@@ -455,16 +502,22 @@ def _preload(model_config: Any) -> None:
     AutoModelForCausalLM._model_mapping[type(model_config)]
 
 
-def _attach_model(model_config: Any, tensors: tuple[CudaTensor, ...], dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
-    """A module whose weights are another process's, and the arena."""
+def _attach_model(
+    shared: SharedModel, tensors: tuple[CudaTensor, ...], dtype: torch.dtype
+) -> tuple[Any, torch.Tensor, torch.Tensor | None]:
+    """A module whose weights are another process's, its arena, and the target's features if it is a head."""
     from transformers import AutoModelForCausalLM
 
     attached = {handle.name: attach_cuda(handle) for handle in tensors}
-    arena = attached.pop(ARENA)
+    arena, features = attached.pop(ARENA), attached.pop(FEATURES, None)
     if arena.is_cuda:
         torch.cuda.set_device(arena.device)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
+        model: Any = (
+            AutoModelForCausalLM.from_config(shared.config, dtype=dtype)
+            if shared.head is None
+            else EagleHead(shared.head)
+        )
     for name, tensor in attached.items():
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)
@@ -472,8 +525,9 @@ def _attach_model(model_config: Any, tensors: tuple[CudaTensor, ...], dtype: tor
             owner._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
         else:
             owner._buffers[leaf] = tensor
-    model.tie_weights()
-    return model.eval(), arena
+    if shared.head is None:
+        model.tie_weights()
+    return model.eval(), arena, features
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from seedmp.config import EngineConfig
 from seedmp.decoding.accept import DraftRows, accept, rule_for
 from seedmp.decoding.constraint import Constrainer, regex_of
 from seedmp.errors import ProtocolError, RequestError
+from seedmp.ipc.arena import publish_barrier
 from seedmp.ipc.channel import RouterChannel, receive_on_pipe
 from seedmp.ipc.endpoints import draft_endpoint, engine_endpoint
 from seedmp.ipc.messages import (
@@ -111,7 +112,10 @@ class TargetRunner:
             if s.verify:
                 wanted += range(end - 1, end + len(s.tree))
             first = end + len(s.tree)
-        return self.packed.forward(token_ids, positions, slots, allowed, wanted or None)
+        logits = self.packed.forward(token_ids, positions, slots, allowed, wanted or None)
+        if self.packed.tap is not None and self.packed.tap.arena is not None:
+            publish_barrier(self.packed.tap.arena)  # drafts are told of the slots next
+        return logits
 
     @staticmethod
     def _num_columns(segments: Sequence[actions.Segment], slots: list[int]) -> int:
@@ -413,6 +417,7 @@ class Verifier:
             order.branch_id, order.round, epoch, order.seed, order.stream, order.children, order.kind,
             order.draft_temperature, order.announce, np.asarray(order.context_slots, dtype="<i4"),
             order.pending_ids, np.asarray(order.slots, dtype="<i4"), order.adaptive, order.shared_noise,
+            np.asarray(order.feature_slots, dtype="<i4"),
         )  # fmt: skip
         self.drafts.send(f"draft-{order.worker_id}-{epoch}".encode(), task)
 

@@ -11,7 +11,7 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,6 +125,20 @@ def eos_token_ids(spec: ModelSpec) -> tuple[int, ...]:
     if eos is None:
         return ()
     return (int(eos),) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
+
+
+def fetch_folder(path: str, names: Sequence[str]) -> Path:
+    """The folder itself, or one with a hub id's files of these names.
+
+    Raises:
+        ConfigError: it is neither, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    def fetch(path: str, **options: Any) -> Path:
+        return Path(path if _is_folder(path) else snapshot_download(path, allow_patterns=list(names), **options))
+
+    return _load(path, "files", fetch)
 
 
 def check_vocabularies(target_spec: ModelSpec, draft_spec: ModelSpec) -> int:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
+
+from seedmp.models.features import FeatureTap
 
 GATHER_SLACK = 64  # columns; below that, masking unused slots is cheaper than gathering the used ones
 
@@ -52,7 +53,7 @@ class ArenaCache(Cache):
 class PackedModel:
     """A causal language model and its arena."""
 
-    def __init__(self, model: PreTrainedModel, arena: torch.Tensor, vocab_size: int) -> None:
+    def __init__(self, model: Any, arena: torch.Tensor, vocab_size: int) -> None:
         self.model = model
         self.cache = ArenaCache(arena)
         self.vocab_size = vocab_size
@@ -68,6 +69,7 @@ class PackedModel:
         self.has_mask_per_kind = bool(layer_types) and "attention_mask, dict" in inspect.getsource(
             type(_backbone(model)).forward
         )
+        self.tap: FeatureTap | None = None  # set where a draft head needs the hidden states
         self.floor = torch.finfo(self.dtype).min
 
     def note_positions(self, slots: np.ndarray) -> None:
@@ -115,11 +117,18 @@ class PackedModel:
             "attention_mask": self._masks(allowed, position_array, column_positions),
         }
         start_ns = time.monotonic_ns()
+        logits = self._call(inputs, keep)
+        if self.tap is not None:
+            self.tap.store(self.cache.slots)
+        self.forward_ns += time.monotonic_ns() - start_ns
+        return logits[:, : self.vocab_size] if wanted_rows is not None else logits[:0]
+
+    def _call(self, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
+        """[len(keep), V] logits."""
         logits: torch.Tensor = self.model(
             **inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=keep
         ).logits[0]
-        self.forward_ns += time.monotonic_ns() - start_ns
-        return logits[:, : self.vocab_size] if wanted_rows is not None else logits[:0]
+        return logits
 
     def _masks(self, allowed: np.ndarray, positions: np.ndarray, column_positions: np.ndarray) -> Any:
         """The additive mask [1, 1, T, K], or one for each kind of attention."""
@@ -135,7 +144,7 @@ class PackedModel:
         return mask[None, None].to(self.device)
 
 
-def _backbone(model: PreTrainedModel) -> torch.nn.Module:
+def _backbone(model: Any) -> torch.nn.Module:
     backbone: torch.nn.Module = model.base_model
     return backbone
 

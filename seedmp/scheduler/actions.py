@@ -27,6 +27,7 @@ class SendDraftTask:
     slots: tuple[int, ...]
     adaptive: AdaptiveShape | None = None
     shared_noise: bool = False
+    feature_slots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ class Scheduler:
                 "queue_wait_ns", "stale_proposals", "preempted", "finished", "failed",
             )
         }  # fmt: skip
+        self._by_features = config.method is Method.EAGLE  # drafts read the target's hidden states
         self._draft_ns = 0.0
         self._forward_ns: deque[int] = deque(maxlen=COST_MEMORY)
         self._log: deque[tuple[int, int, str]] = deque(maxlen=4096)
@@ -299,6 +300,10 @@ class Scheduler:
             branch = self.branches.get(lease.branch_id)
             if branch is not None and branch.task is lease:
                 branch.task = None
+                if len(branch.draft_path) == len(branch.tokens):
+                    # It had announced the context: but who drafts instead needs a token to start from.
+                    tail = branch.draft_path.pop()
+                    self._move_hold(self.draft_slots, tail, branch.draft_path[-1] if branch.draft_path else NO_SLOT)
                 self._move(branch, BranchState.DRAFTABLE)
         return []
 
@@ -484,9 +489,11 @@ class Scheduler:
             if branch.state is not BranchState.DRAFTABLE:
                 continue
             room = self._room_of(branch)
-            if not self.config.drafts_per_group or room < 1:
+            if not self.config.drafts_per_group or room < 1 or (self._by_features and len(branch.tokens) < 2):
                 self._propose_without_draft(branch, room, now_ns)
                 continue
+            if self._by_features and not self._has_features(branch):
+                continue  # the target runs its tokens first
             if not self.workers:
                 break
             self.counters["shared_draft_tokens"] += self._share(self.draft_slots, branch.draft_path, branch.tokens)
@@ -497,6 +504,23 @@ class Scheduler:
                 break
             actions.append(task)
         return actions
+
+    def _has_features(self, branch: Branch) -> bool:
+        """Whether the target has computed every token but the last: so a head can continue its hidden states."""
+        path = branch.target_path
+        self.counters["shared_target_tokens"] += self._share(self.target_slots, path, branch.tokens)
+        if len(path) < len(branch.tokens) - 1:
+            return False
+        return not any(path[-1] in segment.chain_slots for segment in self.forward or ())  # still in flight
+
+    def _feature_slots(self, branch: Branch) -> tuple[int, ...]:
+        """Target slots of the pending tokens' predecessors; the first token of a text has none.
+
+        The branch holds them, and ``_preempt`` leaves it alone, until the worker has answered.
+        """
+        return tuple(
+            branch.target_path[idx - 1] if idx else NO_SLOT for idx in range(len(branch.draft_path), len(branch.tokens))
+        )
 
     def _room_of(self, branch: Branch) -> int:
         """The depth of a tree that can still be of use: not beyond ``max_tokens`` or the models' positions."""
@@ -572,6 +596,7 @@ class Scheduler:
             static.num_children if static is not None else (),
             self.config.proposal_kind(draft_temperature), draft_temperature, announce,
             tuple(branch.draft_path), pending, tuple(slots), adaptive, coupled and draft_temperature > 0,
+            self._feature_slots(branch) if self._by_features else (),
         )  # fmt: skip
 
     def _lease_draft(self, branch: Branch, num: int) -> list[int]:
@@ -693,8 +718,9 @@ class Scheduler:
 
     def _preempt(self, keep: int, now_ns: int) -> int | None:
         """Free the target's slots of the youngest branch that has any, except ``keep``."""
+        in_use = {BranchState.VERIFYING, *([BranchState.DRAFTING] if self._by_features else [])}
         for branch in sorted(self.branches.values(), key=lambda b: -b.submitted_ns):
-            if branch.branch_id != keep and branch.target_path and branch.state is not BranchState.VERIFYING:
+            if branch.branch_id != keep and branch.target_path and branch.state not in in_use:
                 self._drop_path(self.target_slots, branch.target_path)
                 self.counters["preempted"] += 1
                 branch.preempted_ns = now_ns  # behind those that wait, or two could preempt each other for ever

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedmp.config import EngineConfig, needs_draft, resolve_placement
+from seedmp.config import EngineConfig, Method, needs_draft, resolve_placement
 from seedmp.errors import ConfigError
 from seedmp.ipc.arena import allocate_on, layout_for
 from seedmp.ipc.messages import DraftTask
@@ -47,6 +47,8 @@ def measure_costs(
     """
     if not needs_draft(config.method):
         raise ConfigError(f"method={config.method.value} has no draft to measure")
+    if config.method is Method.EAGLE:
+        raise ConfigError("method=eagle: a head drafts from its target's hidden states, so it is not measured alone")
     placement = resolve_placement(config)
     specs = ModelSpec(config.target, config.target_shape), ModelSpec(config.draft, config.draft_shape)
     vocab_size = check_vocabularies(*specs)

@@ -44,7 +44,7 @@ INSTANCES: list[Any] = [
     m.DraftWelcome((CUDA,)),
     m.DraftTask(
         5, 3, 1, 2**40, 2, (2, 1, 0, 0), SWOR, 0.2, True, ints(0, 1, 70000), (11, 12), ints(3, 4),
-        AdaptiveShape(20, 20, 8, 0.5), True,
+        AdaptiveShape(20, 20, 8, 0.5), True, ints(-1, 70001),
     ),
     m.Shutdown(),
     m.EngineHello(1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 
 from seedmp import Engine, SamplingParams
 from seedmp.models import pair
-from seedmp.models.load import ModelSpec, load_model
+from seedmp.models.load import ModelSpec, load_config, load_model
+from tests.helpers.heads import head_tensors, write_head
 
 pytestmark = pytest.mark.gpu
 
@@ -41,6 +43,19 @@ def test_greedy_text_equals_generate(settings: dict[str, Any]) -> None:
     with Engine(dtype="float32", **settings) as engine:
         outputs = engine.generate(PROMPTS, PARAMS)
         assert [out.token_ids for out in outputs] == reference(engine)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_heads_read_features_by_handle(kind: str, tmp_path: Path) -> None:
+    sizes = load_config(ModelSpec(str(pair.TARGET))).get_text_config(decoder=True)
+    tensors = head_tensors(kind, sizes.vocab_size, sizes.vocab_size, hidden=sizes.hidden_size)
+    for name in ("embed_tokens.weight", "lm_head.weight", "d2t", "t2d"):
+        tensors.pop(name, None)
+    head = write_head(tmp_path, tensors, hidden_size=sizes.hidden_size)
+    settings = {"method": "eagle", "nodes": 60, "top_k": 30, "max_depth": 3}
+    with Engine(pair.TARGET, head, dtype="float32", validate=True, **settings) as engine:
+        assert [out.token_ids for out in engine.generate(PROMPTS, PARAMS)] == reference(engine)
+        assert engine.stats()["drafted"] > 0 == engine.stats()["workers_lost"]
 
 
 def test_prompt_is_prefilled_once_and_shared_by_handle() -> None:

@@ -14,12 +14,15 @@ import torch
 from seedmp.config import EngineConfig
 from seedmp.ipc.arena import layout_for
 from seedmp.ipc.messages import DraftTask
+from seedmp.models.eagle import EagleHead, PackedHead, load_head, read_head
+from seedmp.models.features import FeatureTap
 from seedmp.models.load import ModelSpec, load_model
 from seedmp.models.packed import PackedModel, max_positions
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.workers.draft import TreeDrafter
+from seedmp.workers.draft_head import HeadDrafter
 from seedmp.workers.target import TargetRunner, read_proposal
 
 MAX_TICKS = 20_000
@@ -40,6 +43,14 @@ class Models:
         vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         return cls(model, load_model(ModelSpec(str(draft)), torch.float32), vocab_size)
 
+    @classmethod
+    def with_head(cls, target: Path, head: Path) -> Models:
+        """The same with an EAGLE head as the draft."""
+        spec = ModelSpec(str(target))
+        model = load_model(spec, torch.float32)
+        loaded = load_head(read_head(str(head), spec), torch.float32, "cpu", spec, model)
+        return cls(model, loaded, loaded.spec.vocab_size)
+
 
 @dataclass
 class Outcome:
@@ -59,16 +70,22 @@ class LocalLoop:
 
     def __init__(self, models: Models, *, eos_token_ids: Sequence[int] = (), **settings: Any) -> None:
         self.config = EngineConfig(target="-", draft="-", validate=True, **settings)
+        is_head = isinstance(models.draft, EagleHead)
+        drafting = [] if is_head else [models.draft.config]
         limits = Limits(
-            min(max_positions(models.target.config), max_positions(models.draft.config)),
+            min(max_positions(config) for config in (models.target.config, *drafting)),
             models.vocab_size,
             frozenset(eos_token_ids),
         )
         self.scheduler = Scheduler(self.config, limits)
         self.now_ns = 0
         self.runner = TargetRunner(self._packed(models.target, self.config.kv_slots, models.vocab_size))
-        draft = self._packed(models.draft, self.config.num_draft_slots, models.vocab_size)
-        self.drafter = TreeDrafter(draft, self.config.draft_top_m, self._tick, noise=self.config.draft_noise)
+        self.drafter: TreeDrafter
+        if is_head:
+            self.drafter = self._head_drafter(models)
+        else:
+            draft = self._packed(models.draft, self.config.num_draft_slots, models.vocab_size)
+            self.drafter = TreeDrafter(draft, self.config.draft_top_m, self._tick, noise=self.config.draft_noise)
         self.tasks: deque[tuple[int, list[DraftTask]]] = deque()
         self.outcomes: dict[int, Outcome] = {}
         self.failures: dict[int, str] = {}
@@ -81,6 +98,14 @@ class LocalLoop:
     def _packed(model: Any, num_slots: int, vocab_size: int) -> PackedModel:
         layout = layout_for(model.config, num_slots, torch.float32)
         return PackedModel(model, torch.zeros(layout.shape), vocab_size)
+
+    def _head_drafter(self, models: Models) -> HeadDrafter:
+        spec = models.draft.spec
+        features = torch.zeros(self.config.kv_slots, spec.feature_size)
+        self.runner.packed.tap = FeatureTap(models.target, spec.feature_layers, features)
+        layout = layout_for(spec.config, self.config.num_draft_slots, torch.float32)
+        packed = PackedHead(models.draft, torch.zeros(layout.shape), models.vocab_size)
+        return HeadDrafter(packed, features, self._tick)
 
     def run(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Outcome]:
         """Serve prompts, all submitted at once; asserts that every one finishes."""
@@ -131,6 +156,7 @@ class LocalLoop:
             order.branch_id, order.round, 0, order.seed, order.stream, order.children, order.kind,
             order.draft_temperature, order.announce, np.asarray(order.context_slots, dtype="<i4"),
             order.pending_ids, np.asarray(order.slots, dtype="<i4"), order.adaptive, order.shared_noise,
+            np.asarray(order.feature_slots, dtype="<i4"),
         )  # fmt: skip
         for worker_id, tasks in self.tasks:
             if worker_id == order.worker_id:

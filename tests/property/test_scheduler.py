@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from seedmp.config import EngineConfig, Method, PolicyName, Schedule
 from seedmp.errors import InvalidTransitionError
+from seedmp.kv.slot_tree import NO_SLOT
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.token_tree.growmap import Growmap
-from seedmp.token_tree.opt_tree import AdaptiveTreeBuilder
+from seedmp.token_tree.opt_tree import NOT_DRAFTED, AdaptiveTreeBuilder
 from seedmp.token_tree.static_tree import StaticTreeBuilder
 from seedmp.token_tree.tree import NO_PARENT, TokenTree
 
@@ -132,10 +133,20 @@ class World:
             if order.branch_id in self.scheduler.branches:
                 assert prefix[:-1] == tuple(tokens) and len(prefix) == position + 1
             tokens.append(prefix[-1])
+        assert order.pending_ids, "a draft needs a token to start from"
+        if self.config.method is Method.EAGLE and order.branch_id in self.scheduler.branches:
+            self.read_features(order, tokens)
         for token_id, slot in zip(order.pending_ids, order.slots, strict=False):
             tokens.append(token_id)
             self.draft_kv[slot] = tuple(tokens)
         return tokens
+
+    def read_features(self, order: actions.SendDraftTask, context: list[int]) -> None:
+        """The target's hidden states of each pending token's predecessor, at any time until the answer."""
+        tokens = [*context, *order.pending_ids]
+        for idx, slot in enumerate(order.feature_slots, len(context)):
+            assert slot == NO_SLOT if idx == 0 else self.target_kv[slot] == tuple(tokens[:idx])
+        assert len(order.feature_slots) == len(order.pending_ids) and len(tokens) > 1
 
     def announce(self, order: actions.SendDraftTask) -> None:
         self.write_context(order)
@@ -172,10 +183,11 @@ class World:
             self.draft_kv[slot] = tuple(path)
         assert len(drafted) <= len(lent)
         grown = builder.grown()
+        kept = grown.drafted_idx if self.config.method is not Method.EAGLE else (NOT_DRAFTED,) * len(grown.tree)
         self.tell(
             events.ProposalArrived(
                 order.worker_id, order.branch_id, order.round, self.now_ns - MS, self.now_ns, grown.tree, "rows",
-                grown.drafted_idx,
+                kept,
             )
         )  # fmt: skip
 
@@ -340,14 +352,17 @@ def tree_settings(rng: random.Random, method: Method) -> dict[str, Any]:
         return {"growmap": rng.choice(GROWMAPS)}
     if method is Method.OPT_TREE:
         return {"nodes": rng.randrange(1, 6), "max_depth": rng.randrange(1, 5), "threshold": rng.choice([0.0, 0.3])}
+    if method is Method.EAGLE:
+        threshold, top_k = rng.choice([(None, 2), (None, 1), (0.1, None)])
+        return {"nodes": rng.randrange(1, 6), "max_depth": rng.randrange(1, 5), "threshold": threshold, "top_k": top_k}
     if method is Method.NGRAM:
         return {"nodes": rng.randrange(1, 9), "max_depth": rng.randrange(1, 5)}
     return {}
 
 
-def config_of(seed: int, kv_slots: int) -> EngineConfig:
+def config_of(seed: int, kv_slots: int, only: Method | None = None) -> EngineConfig:
     rng = random.Random(seed)
-    method = rng.choice(list(Method))
+    method = only or rng.choice(list(Method))
     return EngineConfig(
         target="-", draft="-", num_drafts=rng.randrange(1, 4), method=method, **tree_settings(rng, method),
         k_config=rng.choice([(1,), (2, 1), (2, 2, 1), (1, 1, 1)]), policy=rng.choice(list(PolicyName)),
@@ -374,6 +389,14 @@ def test_any_order_of_events_with_room(seed: int) -> None:
 def test_any_order_of_events_in_small_arenas(seed: int) -> None:
     """72 slots hold one or two of the longest requests: branches wait, are preempted and come back."""
     world = run_randomly(config_of(seed, 72), seed, 120)
+    world.check_texts()
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(SEEDS, st.sampled_from([64, 72, 256]))
+def test_features_are_there_until_they_were_read(seed: int, kv_slots: int) -> None:
+    """Heads read the target's slots, so those must neither be missing nor change under a draft."""
+    world = run_randomly(config_of(seed, kv_slots, Method.EAGLE), seed, 120)
     world.check_texts()
 
 

@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuning": ANY,
     "profiling": ANY,
     "benchmarks": ANY,
-    "training": {"tasks"},  # its documents are the prompts of the tasks
+    "training": {"tasks", "models"},  # its documents are the prompts of the tasks; heads are trained as they are run
     "growmap_cli": {"token_tree"},
     "system": set(),
     "doctor": ANY,
