@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from seedmp.errors import ProtocolError
 from seedmp.ipc import codec, messages
 from seedmp.sampling import MAX_SEED, SamplingParams
+from seedmp.token_tree.opt_tree import AdaptiveShape
 
 INTS = st.integers(-(2**63), 2**64 - 1)
 FLOATS = st.floats(allow_nan=False)
@@ -48,6 +49,9 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     np.ndarray: ARRAYS,
     SamplingParams: PARAMS,
+    AdaptiveShape: st.builds(
+        AdaptiveShape, st.integers(1, 512), st.integers(1, 512), st.integers(1, 512), st.none() | st.floats(0, 1)
+    ),
 }
 REGISTERED = codec.registered()
 

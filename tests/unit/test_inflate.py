@@ -104,7 +104,7 @@ def test_grouped_heads_and_a_norm_that_matters() -> None:
 def test_same_seed_same_weights_and_the_small_model_is_left_alone() -> None:
     draft = load(DRAFT)
     before = {name: value.clone() for name, value in draft.state_dict().items()}
-    shape = Shape(192, 3, 3, 64, 400, 4200)
+    shape = Shape(192, 3, 3, 64, 600, 4200)
     first, second, other = (inflate(draft, shape, seed=seed) for seed in (5, 5, 6))
     for one, same in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, same)
@@ -115,7 +115,7 @@ def test_same_seed_same_weights_and_the_small_model_is_left_alone() -> None:
 
 def test_bfloat16_has_float32_frequencies() -> None:
     draft = load(DRAFT)
-    big = inflate(draft, Shape(192, 2, 3, 128, 400, 4200), dtype=torch.bfloat16)
+    big = inflate(draft, Shape(192, 2, 3, 128, 600, 4200), dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in big.parameters()} == {torch.bfloat16}
     assert big.model.rotary_emb.inv_freq.dtype == torch.float32
     assert torch.equal(big.model.rotary_emb.inv_freq[::2], draft.model.rotary_emb.inv_freq)
