@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from seedmp.benchmarks import acceptance, mtbench, peers, scale, schedules, sequoia, table1
+from seedmp.benchmarks import acceptance, mtbench, peers, scale, schedules, sequoia, solve_rates, table1
 from seedmp.benchmarks.svg import Figure
 from seedmp.benchmarks.tables import Table, read_report
 from seedmp.errors import ConfigError
@@ -40,6 +40,8 @@ code { background: #f3f3f3; padding: 0 3px; } svg { max-width: 100%; height: aut
 
 def tables_of(report: Mapping[str, Any]) -> list[Table]:
     """The tables of a report; reports without a name are from before ``seedmp bench`` and compare schedules."""
+    if report.get("benchmark") == "solve_rates":  # a script of its own: it measures solving, not speed
+        return solve_rates.tables(report)
     return list(_module(report).tables(report))
 
 

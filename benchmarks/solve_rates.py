@@ -15,16 +15,16 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from seedmp import metrics
+from seedmp.benchmarks.tables import NAME, Column, Table, table
 from seedmp.engine import Engine
 from seedmp.errors import SeedmpError
 from seedmp.measure import describe_node
@@ -103,6 +103,20 @@ def measure(engine: Engine, name: str, way: str, folder: Path, args: argparse.Na
     }  # fmt: skip
 
 
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """Rows as they are; the best path's verdict, and whether some claimed solution was right."""
+    columns = (
+        NAME,
+        Column("solved", lambda row: f"{row['solved']} of {row['results']}"),
+        Column("share", "share", ".1%"),
+        Column("95 %", lambda row: "{:.0%}..{:.0%}".format(*row["interval"])),
+        Column("some claim right", "any"),
+        Column("thoughts", "thoughts"),
+        Column("not in the format", "failed"),
+    )
+    return [table("solved", "Problems solved", report["rows"], columns)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure row by row; the JSON is written after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,16 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             rows.append(measure(engine, name, way, args.data, args))
             if args.json is not None:
-                plain = {"rows": rows, "engine": ENGINE, "concurrency": args.concurrency, "node": describe_node()}
+                plain = {
+                    "benchmark": "solve_rates",
+                    "rows": rows,
+                    "engine": ENGINE,
+                    "concurrency": args.concurrency,
+                    "node": describe_node(),
+                }
                 args.json.write_text(json.dumps(plain, indent=1) + "\n")
-    table = Table("row", "solved", "share", "95 %", "any", "thoughts", "not in the format", "tokens/s")
-    for row in rows:
-        low, high = row["interval"]
-        table.add_row(
-            row["name"], f"{row['solved']} of {row['results']}", f"{row['share']:.1%}", f"{low:.0%}..{high:.0%}",
-            str(row["any"]), str(row["thoughts"]), str(row["failed"]), f"{row['tokens_per_s']:.0f}",
-        )  # fmt: skip
-    Console().print(table)
+    print(tables({"rows": rows})[0].markdown(), end="")
     return 0
 
 
