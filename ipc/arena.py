@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,34 @@ from seedmp.ipc.messages import CudaTensor
 SHARED_MEMORY_FOLDER = "/dev/shm"
 
 
+class Layout(ABC):
+    """Shape and dtype of a shared tensor."""
+
+    dtype: str
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's."""
+        result = getattr(torch, self.dtype)
+        assert isinstance(result, torch.dtype)
+        return result
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole arena."""
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))} {self.dtype}"
+
+
 @dataclass(frozen=True)
-class ArenaLayout:
+class ArenaLayout(Layout):
     """Shape and dtype of an arena; two processes that share one must agree on it."""
 
     num_layers: int
@@ -42,24 +69,9 @@ class ArenaLayout:
         """[L, 2, S, H, D]."""
         return self.num_layers, 2, self.num_slots, self.num_kv_heads, self.head_dim
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch's."""
-        result = getattr(torch, self.dtype)
-        assert isinstance(result, torch.dtype)
-        return result
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the whole arena."""
-        return math.prod(self.shape) * self.torch_dtype.itemsize
-
-    def __str__(self) -> str:
-        return f"{'x'.join(map(str, self.shape))} {self.dtype}"
-
 
 @dataclass(frozen=True)
-class FeatureLayout:
+class FeatureLayout(Layout):
     """Shape and dtype of a feature arena: [S, F], S slots of the target's arena, F numbers a token."""
 
     num_slots: int
@@ -70,21 +82,6 @@ class FeatureLayout:
     def shape(self) -> tuple[int, int]:
         """[S, F]."""
         return self.num_slots, self.feature_size
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch's."""
-        result = getattr(torch, self.dtype)
-        assert isinstance(result, torch.dtype)
-        return result
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the whole arena."""
-        return math.prod(self.shape) * self.torch_dtype.itemsize
-
-    def __str__(self) -> str:
-        return f"{'x'.join(map(str, self.shape))} {self.dtype}"
 
 
 def layout_for(model_config: Any, num_slots: int, dtype: torch.dtype) -> ArenaLayout:

@@ -6,6 +6,7 @@ knows nothing of engines, searches or trees beyond the path of thoughts that it 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +100,11 @@ class Defaults:
         return self.evaluate[min(depth, len(self.evaluate)) - 1]
 
 
-class Task(Generic[Problem]):
+class Task(ABC, Generic[Problem]):
     """Base class of tasks; ``path`` is always the thoughts from the root's child down to the one meant.
 
-    A method that a search does not use need not be written: ``value_ask`` is for the evaluators
+    ``describe``, ``thought_ask`` and ``read_thought`` must be written, ``is_correct`` should be. A method that a search
+    does not use need not be: ``load`` is for ``seedmp solve``, ``value_ask`` for the evaluators
     ``value`` and ``score``, ``vote_ask`` for ``vote``, ``propose_ask`` for the generator ``propose``.
 
     Attributes:
@@ -123,11 +125,11 @@ class Task(Generic[Problem]):
         Raises:
             ConfigError: the file cannot be read or has another format.
         """
-        raise NotImplementedError
+        raise ConfigError(f"task {self.name!r} has no load: give its problems to solve()")
 
+    @abstractmethod
     def describe(self, problem: Problem) -> str:
         """The problem in a line or two, for people."""
-        raise NotImplementedError
 
     def root_state(self, problem: Problem) -> str | None:
         """The state to begin with, if thoughts may come back to it; see ``Parsed.state``."""
@@ -135,9 +137,9 @@ class Task(Generic[Problem]):
 
     # --- thoughts -------------------------------------------------------------------------------
 
+    @abstractmethod
     def thought_ask(self, problem: Problem, path: Sequence[Thought]) -> Ask:
         """What makes the model write the next thought of a path."""
-        raise NotImplementedError
 
     def propose_ask(self, problem: Problem, path: Sequence[Thought], num_thoughts: int) -> Ask:
         """What makes the model write several next thoughts of a path in one text."""
@@ -147,12 +149,12 @@ class Task(Generic[Problem]):
         """The texts for ``read_thought`` in an answer to ``propose_ask``; by default its lines."""
         return [line for line in text.split("\n") if line.strip()]
 
+    @abstractmethod
     def read_thought(self, problem: Problem, path: Sequence[Thought], text: str) -> Parsed | None:
         """What a text means as the next thought of a path; None when it is not in the format.
 
         Must go by what the model wrote alone: whether it is true is for ``is_correct``.
         """
-        raise NotImplementedError
 
     # --- values ---------------------------------------------------------------------------------
 
@@ -183,7 +185,7 @@ class Task(Generic[Problem]):
 
     def read_vote(self, text: str, num_choices: int) -> int | None:
         """Index of the path that an answer to ``vote_ask`` names; None when it names none."""
-        raise NotImplementedError
+        raise ConfigError(f"task {self.name!r} has no read_vote: choose another evaluator than Vote")
 
     # --- outcome --------------------------------------------------------------------------------
 
@@ -192,8 +194,8 @@ class Task(Generic[Problem]):
         return path[-1].text if path else ""
 
     def is_correct(self, problem: Problem, path: Sequence[Thought]) -> bool | None:
-        """Whether a path truly solves the problem; None when nobody can tell. Never used by a search."""
-        raise NotImplementedError
+        """Whether a path truly solves the problem; None, as by default, when nobody can tell. No search uses it."""
+        return None
 
     def score(self, problem: Problem, path: Sequence[Thought]) -> Mapping[str, Any]:
         """More figures about a path, for reports."""

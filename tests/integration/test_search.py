@@ -204,6 +204,7 @@ def test_what_a_task_lacks_is_told_at_once(engine: Engine) -> None:
     class Poor(Task[int]):
         name = "poor"
         depth = 1
+        describe = thought_ask = read_thought = lambda *args: None  # type: ignore[assignment]
 
     for settings, message in (
         ({"generate": Propose(2)}, "no propose_ask, which Propose"),

@@ -13,16 +13,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from seedmp.decoding.constraint import ConstrainedTree
 from seedmp.errors import RequestError
 from seedmp.sampling import SamplingParams, TargetLaw
 from seedmp.scheduler.events import BranchSubmitted
 from tests.helpers.automata import constrainer_of
+from tests.helpers.chi_square import pooled_p_value
 from tests.helpers.local_loop import LocalLoop, Models, Outcome
 from tests.statistical.test_loop_law import FALSE_ALARM, NUM_TEXTS, PROMPT, VOCAB, tiny_model
 
@@ -92,16 +91,7 @@ def p_value(models: Models, method: str, k_config: tuple[int, ...], params: Samp
     assert sum(law.values()) == pytest.approx(1, abs=1e-5)
     if set(seen) - set(law):
         return 0.0
-    common = [text for text, p in law.items() if p * NUM_TEXTS >= 5]
-    observed = [seen[text] for text in common]
-    expected = [law[text] * NUM_TEXTS for text in common]
-    rest = NUM_TEXTS - sum(expected)
-    if rest >= 1:
-        observed.append(NUM_TEXTS - sum(observed))
-        expected.append(rest)
-    else:
-        expected = list(np.asarray(expected) * sum(observed) / sum(expected))
-    return float(stats.chisquare(observed, expected).pvalue)
+    return pooled_p_value(seen, law)
 
 
 def params_of(temperature: float, top_p: float = 1.0, draft_temperature: float | None = None) -> SamplingParams:

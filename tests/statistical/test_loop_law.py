@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seedmp.decoding.propose import Children, DraftLaw, propose_children
@@ -25,6 +24,7 @@ from seedmp.sampling import SamplingParams
 from seedmp.token_tree.sequoia import parse_acceptance, search_trees
 from seedmp.token_tree.tree import ProposalKind
 from seedmp.workers.draft import TreeDrafter
+from tests.helpers.chi_square import pooled_p_value
 from tests.helpers.local_loop import LocalLoop, Models
 
 NUM_TEXTS = 2000
@@ -84,16 +84,7 @@ def p_value(
     assert 0 < loop.scheduler.counters["accepted"] < loop.scheduler.counters["drafted"]
     seen = Counter(tuple(outcome.token_ids) for outcome in outcomes)
     law = exact_law(models, temperature, prompt)
-    common = [text for text, p in law.items() if p * NUM_TEXTS >= 5]
-    observed = [seen[text] for text in common]
-    expected = [law[text] * NUM_TEXTS for text in common]
-    rest = NUM_TEXTS - sum(expected)
-    if rest >= 1:
-        observed.append(NUM_TEXTS - sum(observed))
-        expected.append(rest)
-    else:
-        expected = list(np.asarray(expected) * sum(observed) / sum(expected))
-    return float(stats.chisquare(observed, expected).pvalue)
+    return pooled_p_value(seen, law)
 
 
 # (temperature, draft temperature): each temperature, and drafts that are colder, equal and without chance.

@@ -60,11 +60,12 @@ def tree_of(*paths: tuple[int, ...]) -> tuple[TokenTree, list[tuple[int, ...]]]:
 ALL_PATHS = tree_of(*itertools.product(range(EOS + 1), repeat=2))
 
 
-@pytest.mark.parametrize("generated", [(), (0,), (2, 5)])
-@pytest.mark.parametrize("regex", ["a|ab", "(ab)*c?", "é|aé", "a[bc]{1,2}|abé", "[^a]+"])
+REGEXES = ("a|ab", "(ab)*c?", "é|aé", "a[bc]{1,2}|abé", "[^a]+")
+BEGUN = [(r, g) for r in REGEXES for g in ((), (0,), (2, 5)) if bytes_of(g) in beginnings(r)]
+
+
+@pytest.mark.parametrize(("regex", "generated"), BEGUN)
 def test_masks_are_what_brute_force_allows(regex: str, generated: tuple[int, ...]) -> None:
-    if bytes_of(generated) not in beginnings(regex):
-        pytest.skip("begins no match")
     tree, texts = ALL_PATHS
     walk = constrainer_of(TOKENS).walk(regex, generated, tree)
     for row, below in enumerate(texts):
