@@ -172,10 +172,10 @@ class TreeDrafter:
             logits = self._forward_layer(active)
 
     def _forward_context(self, growing: list[_Growing]) -> torch.Tensor:
-        return self.packed.forward(*self._context_rows(growing))
+        return self.packed.forward(*self._context_rows(growing), [g.num_pending for g in growing])
 
     def _forward_layer(self, growing: list[_Growing]) -> torch.Tensor:
-        return self.packed.forward(*self._layer_rows(growing))
+        return self.packed.forward(*self._layer_rows(growing), [g.num_rows for g in growing])
 
     def _context_rows(self, growing: list[_Growing]) -> Rows:
         """The pending tokens; wanted is the last one of each."""

@@ -99,6 +99,7 @@ class TargetRunner:
             slots += [*s.chain_slots, *s.tree_slots]
         allowed = np.zeros((len(token_ids), self._num_columns(segments, slots)), dtype=bool)
         wanted: list[int] = []
+        lengths = [len(s.chain_ids) + len(s.tree) for s in segments]
         first = 0
         for s in segments:
             end = first + len(s.chain_ids)
@@ -112,7 +113,7 @@ class TargetRunner:
             if s.verify:
                 wanted += range(end - 1, end + len(s.tree))
             first = end + len(s.tree)
-        logits = self.packed.forward(token_ids, positions, slots, allowed, wanted or None)
+        logits = self.packed.forward(token_ids, positions, slots, allowed, wanted or None, lengths)
         if self.packed.tap is not None and self.packed.tap.arena is not None:
             publish_barrier(self.packed.tap.arena)  # drafts are told of the slots next
         return logits

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from seedmp.models import branch_attention
 from seedmp.models.features import FeatureTap
 
 GATHER_SLACK = 64  # columns; below that, masking unused slots is cheaper than gathering the used ones
@@ -71,6 +72,9 @@ class PackedModel:
         )
         self.tap: FeatureTap | None = None  # set where a draft head needs the hidden states
         self.floor = torch.finfo(self.dtype).min
+        self.can_split = config._attn_implementation in ("sdpa", branch_attention.NAME)
+        if self.can_split:
+            config._attn_implementation = branch_attention.NAME
 
     def note_positions(self, slots: np.ndarray) -> None:
         """Learn that ``slots`` hold positions 0, 1, ...: another process wrote them."""
@@ -84,6 +88,7 @@ class PackedModel:
         slots: Sequence[int],
         allowed: np.ndarray,
         wanted_rows: Sequence[int] | None,
+        branch_lengths: Sequence[int] = (),
     ) -> torch.Tensor:
         """Run the model once.
 
@@ -93,6 +98,8 @@ class PackedModel:
             slots: [T] where K/V of each row go.
             allowed: [T, S or fewer] bool; row t may attend to slot s. Must include the row's own slot.
             wanted_rows: rows whose logits are needed; None runs for the KV alone.
+            branch_lengths: rows of each branch, in order, if they are known: branches that share little are then
+                attended for one by one, and the result differs by rounding alone.
 
         Returns:
             [len(wanted_rows), V] logits on the model's device, float32 or the model's dtype.
@@ -100,15 +107,12 @@ class PackedModel:
         slot_array = np.asarray(slots, dtype=np.int64)
         position_array = np.asarray(positions, dtype=np.int64)
         self.positions[slot_array] = position_array
-        used = np.flatnonzero(allowed.any(axis=0))
-        num_columns = int(used[-1]) + 1
-        if num_columns > 1.25 * len(used) + GATHER_SLACK:
-            allowed, column_positions = allowed[:, used], self.positions[used]
-            self.cache.columns = torch.from_numpy(used).to(self.device)
+        split = branch_attention.split_by_branch(allowed, branch_lengths, self.device) if self.can_split else None
+        self.cache.columns, self.cache.num_columns = None, self.cache.arena.shape[2]
+        if split is not None:
+            allowed, column_positions = split.allowed, self.positions[split.columns]
         else:
-            allowed, column_positions = allowed[:, :num_columns], self.positions[:num_columns]
-            self.cache.columns = None
-            self.cache.num_columns = num_columns
+            allowed, column_positions = self._columns(allowed)
         self.cache.slots = torch.from_numpy(slot_array).to(self.device)
         keep = torch.tensor([0] if wanted_rows is None else list(wanted_rows), device=self.device)
         inputs = {
@@ -117,11 +121,22 @@ class PackedModel:
             "attention_mask": self._masks(allowed, position_array, column_positions),
         }
         start_ns = time.monotonic_ns()
-        logits = self._call(inputs, keep)
+        with branch_attention.attending(split):
+            logits = self._call(inputs, keep)
         if self.tap is not None:
             self.tap.store(self.cache.slots)
         self.forward_ns += time.monotonic_ns() - start_ns
         return logits[:, : self.vocab_size] if wanted_rows is not None else logits[:0]
+
+    def _columns(self, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What all rows read together: a view of the arena's beginning, or the slots that are used."""
+        used = np.flatnonzero(allowed.any(axis=0))
+        num_columns = int(used[-1]) + 1
+        if num_columns > 1.25 * len(used) + GATHER_SLACK:
+            self.cache.columns = torch.from_numpy(used).to(self.device)
+            return allowed[:, used], self.positions[used]
+        self.cache.num_columns = num_columns
+        return allowed[:, :num_columns], self.positions[:num_columns]
 
     def _call(self, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
         """[len(keep), V] logits."""
@@ -131,11 +146,11 @@ class PackedModel:
         return logits
 
     def _masks(self, allowed: np.ndarray, positions: np.ndarray, column_positions: np.ndarray) -> Any:
-        """The additive mask [1, 1, T, K], or one for each kind of attention."""
+        """The additive mask [1, 1, T, K], or one for each kind of attention; columns are [K] or [T, K]."""
         full = self._additive(allowed)
         if self.window is None:
             return {"full_attention": full, "sliding_attention": full} if self.has_mask_per_kind else full
-        near = allowed & (positions[:, None] - column_positions[None, :] < self.window)
+        near = allowed & (positions[:, None] - column_positions < self.window)
         sliding = self._additive(near)
         return {"full_attention": full, "sliding_attention": sliding} if self.has_mask_per_kind else sliding
 

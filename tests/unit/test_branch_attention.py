@@ -1,0 +1,85 @@
+"""Rows of branches attended for one by one give what one masked attention gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seedmp.ipc.arena import layout_for
+from seedmp.models import branch_attention
+from seedmp.models.branch_attention import split_by_branch
+from seedmp.models.load import ModelSpec, load_model
+from seedmp.models.packed import PackedModel
+
+CPU = torch.device("cpu")
+SHARED = 12  # tokens before the fork
+BRANCHES = ((30, 3), (7, 1), (25, 4), (0, 2), (31, 3))  # own tokens in the arena, rows of this forward
+
+
+def packed_rows() -> tuple[list[int], list[int], np.ndarray, list[int]]:
+    """Positions, slots and mask of the rows of all branches, and how many each has; slots are mixed."""
+    num_slots = SHARED + sum(map(sum, BRANCHES))
+    free = list(np.random.default_rng(0).permutation(np.arange(SHARED, num_slots)))
+    positions: list[int] = []
+    slots: list[int] = []
+    masks = []
+    for own, rows in BRANCHES:
+        taken = [int(free.pop()) for _ in range(own + rows)]
+        seen = np.zeros((rows, num_slots), dtype=bool)
+        seen[:, [*range(SHARED), *taken[:own]]] = True
+        seen[:, taken[own:]] = np.tri(rows, dtype=bool)
+        masks.append(seen)
+        positions += range(SHARED + own, SHARED + own + rows)
+        slots += taken[own:]
+    return positions, slots, np.concatenate(masks), [rows for _, rows in BRANCHES]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gemma3"])
+def test_equals_one_masked_attention(
+    architecture: str, tiny_pair: Callable[[str], tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(branch_attention, "COLUMN_COST", 0)
+    monkeypatch.setattr(branch_attention, "MIN_SAVED", 0)
+    model = load_model(ModelSpec(str(tiny_pair(architecture)[0])), torch.float32)
+    positions, slots, allowed, lengths = packed_rows()
+    arena = torch.randn(layout_for(model.config, allowed.shape[1], torch.float32).shape)
+    token_ids = list(range(5, 5 + len(slots)))
+    logits = []
+    for given in ((), lengths):
+        packed = PackedModel(model, arena.clone(), model.config.get_text_config().vocab_size)
+        packed.positions[:] = 3  # of what is in the arena; small, so that no window hides it
+        logits.append(packed.forward(token_ids, positions, slots, allowed, range(len(slots)), given))
+        assert packed.can_split
+    assert split_by_branch(allowed, lengths, CPU) is not None
+    torch.testing.assert_close(logits[0], logits[1], atol=2e-5, rtol=1e-5)
+    wrong = packed.forward(token_ids, positions, slots, np.roll(allowed, 1, axis=0) | allowed, range(len(slots)), lengths)
+    assert (wrong - logits[0]).abs().max() > 1e-3
+
+
+def test_every_row_is_in_one_bucket() -> None:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, 40, 50).tolist()
+    allowed = np.zeros((sum(lengths), 6000), dtype=bool)
+    at = 0
+    for number, length in enumerate(lengths):
+        allowed[at : at + length, 100 * number : 100 * number + rng.integers(1, 100)] = True
+        at += length
+    split = split_by_branch(allowed, lengths, CPU)
+    assert split is not None
+    rows = torch.cat([bucket.rows.flatten()[bucket.places] for bucket in split.buckets])
+    assert sorted(rows.tolist()) == list(range(sum(lengths)))
+    rebuilt = np.zeros_like(allowed)
+    for row, (columns, seen) in enumerate(zip(split.columns, split.allowed, strict=True)):
+        rebuilt[row, columns[seen]] = True
+    assert (rebuilt == allowed).all()
+    computed = sum(bucket.rows.numel() * bucket.columns.shape[1] for bucket in split.buckets)
+    assert computed < 2 * allowed.sum() + 40 * 100 * len(split.buckets)
+
+
+@pytest.mark.parametrize("lengths", [[], [8], [4, 4]], ids=str)
+def test_not_divided_where_it_saves_little(lengths: list[int]) -> None:
+    assert split_by_branch(np.ones((8, 300), dtype=bool), lengths, CPU) is None
