@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from seedmp.trace import Span, intersection_ns, total_ns, union
 
+# Counters of static trees, by depth (from 1) and rank (from 0): the child's turn came; it was accepted.
+TRIED_CHILD, ACCEPTED_CHILD = "tried_child_{}_{}", "accepted_child_{}_{}"
+
 
 def tokens_per_s(kept_tokens: int, wall_s: float) -> float:
     """Kept tokens ÷ wall time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,18 +34,18 @@ class Outlook:
     Args:
         now_ns: CLOCK_MONOTONIC.
         max_rows: rows of one forward.
-        expected_ready_ns: when the proposals that are being drafted should be ready.
+        expected_ready_ns: when the proposals that are being drafted should be ready; to be read once, at need.
         forward_ns: time of a small forward, 0 when unknown.
     """
 
     now_ns: int
     max_rows: int
-    expected_ready_ns: Sequence[int]
+    expected_ready_ns: Iterable[int]
     forward_ns: int
 
 
 class Policy(Protocol):
-    """Chooses a prefix of the queue, which is in first-come order."""
+    """Chooses a prefix of the queue, which is in first-come order and may end where one forward is full."""
 
     def select(self, queue: Sequence[QueueItem], outlook: Outlook) -> Selection:
         """What to serve now; ``queue`` is not empty."""
@@ -74,9 +74,10 @@ class FcfsBatch:
                 return Selection(num_items)
             num_items, num_rows = num_items + 1, num_rows + item.num_rows
         latest = queue[0].ready_ns + outlook.forward_ns
-        soon = [at_ns for at_ns in outlook.expected_ready_ns if at_ns <= latest]
-        if soon and outlook.now_ns < latest and queue[0].is_proposal:
-            return Selection(0, min(latest, max(outlook.now_ns, *soon) + outlook.forward_ns // 4))
+        if outlook.now_ns < latest and queue[0].is_proposal:
+            soon = [at_ns for at_ns in outlook.expected_ready_ns if at_ns <= latest]
+            if soon:
+                return Selection(0, min(latest, max(outlook.now_ns, *soon) + outlook.forward_ns // 4))
         return Selection(num_items)
 
 

@@ -10,10 +10,12 @@ target runs a long prompt in chunks while the branch is DRAFTABLE or DRAFTING.
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 
+from seedmp import metrics
 from seedmp.config import EngineConfig, Method, Schedule
 from seedmp.errors import InvalidTransitionError, InvariantError, OutOfSlotsError
 from seedmp.kv.slot_tree import NO_SLOT, SlotTree
@@ -43,10 +45,11 @@ from seedmp.scheduler.events import (
     WorkerLost,
 )
 from seedmp.scheduler.policies import POLICIES, Outlook, QueueItem
+from seedmp.scheduler.queue import FirstComeQueue
 from seedmp.scheduler.siblings import SiblingTexts
 from seedmp.stopping import Decode, Stop, find_stop
 from seedmp.token_tree.growmap import Growmap
-from seedmp.token_tree.tree import EMPTY_TREE, TokenTree
+from seedmp.token_tree.tree import EMPTY_TREE, NO_PARENT, TokenTree
 
 MIN_SHARED_TOKENS = 16  # a branch waits for another's draft prefill only if it saves so many tokens
 COST_MEMORY = 32  # forwards that the cost estimate looks back on
@@ -141,7 +144,8 @@ class Scheduler:
     """Decides who drafts, who is verified and who gets which slots.
 
     Invariants (``validate``): those of both slot trees; every branch is in a state that an event or a
-    worker will end; a DRAFTING branch has exactly one lease.
+    worker will end; a DRAFTING branch has exactly one lease; what is kept so that no decision looks at
+    every branch (``_in_state``, ``_queue``, ``_computing``, ``_loads``) is what a look at all would find.
     """
 
     def __init__(self, config: EngineConfig, limits: Limits, decode: Decode | None = None) -> None:
@@ -156,6 +160,10 @@ class Scheduler:
         self.draft_slots = SlotTree(config.num_draft_slots)
         self.siblings = SiblingTexts()  # of use to ``ngram`` alone
         self.forward: tuple[Segment, ...] | None = None
+        self._in_state: dict[BranchState, set[int]] = {state: set() for state in BranchState}
+        self._queue = FirstComeQueue()  # of branches with work for the target
+        self._computing: dict[int, Branch] = {}  # whose long context a draft has announced and not yet computed
+        self._loads: Counter[int] = Counter()  # worker_id -> leases
         self._cut_trees: dict[int, Growmap] = {}  # the static tree by the depth that is of use
         self.counters = {
             name: 0
@@ -220,7 +228,7 @@ class Scheduler:
             stop = self._find_stop(branch, old_ids, [last_id])
             if stop.reason:
                 return [FinishBranch(event.branch_id, stop.reason, stop.text, branch.counters)]
-        self.branches[branch.branch_id] = branch
+        self._add(branch)
         return []
 
     def _find_stop(self, branch: Branch, old_ids: list[int], new_ids: list[int]) -> Stop:
@@ -237,7 +245,7 @@ class Scheduler:
         if problem:
             self.counters["failed"] += 1
             return [FailBranch(event.branch_id, "RejectedError", problem)]
-        self.branches[branch.branch_id] = branch
+        self._add(branch)
         return []
 
     def _why_never(self, branch: Branch, num_tree: int) -> str:
@@ -296,10 +304,12 @@ class Scheduler:
             if lease.worker_id != event.worker_id or lease.epoch != event.epoch:
                 continue
             del self.leases[key]
+            self._loads[lease.worker_id] -= 1
             self.draft_slots.give_back([*lease.unused_slots, *lease.tree_slots])
             branch = self.branches.get(lease.branch_id)
             if branch is not None and branch.task is lease:
                 branch.task = None
+                self._computing.pop(branch.branch_id, None)
                 if len(branch.draft_path) == len(branch.tokens):
                     # It had announced the context: but who drafts instead needs a token to start from.
                     tail = branch.draft_path.pop()
@@ -320,6 +330,7 @@ class Scheduler:
                 self.leases[event.branch_id, event.round] = lease
             self.counters["stale_proposals"] += 1
             return []
+        self._loads[lease.worker_id] -= 1
         self._register_context(lease)
         self.draft_slots.give_back(lease.unused_slots)
         branch = self.branches.get(event.branch_id)
@@ -370,6 +381,8 @@ class Scheduler:
             stop = Stop(end, "stop")  # the constrained text is complete
         new_ids = new_ids[: stop.num_kept]
         self._count_round(branch, segment, min(len(outcome.accepted), stop.num_kept), len(new_ids), now_ns)
+        if self.config.static_tree is not None:
+            self._count_children(segment.tree, outcome.accepted)
         kept = outcome.accepted[: stop.num_kept]
         self._extend_paths(branch, segment, kept)
         branch.tokens += new_ids
@@ -393,6 +406,21 @@ class Scheduler:
         self.counters["committed_tokens"] += committed
         if not branch.counters.first_token_ns:
             branch.counters.first_token_ns = now_ns
+
+    def _count_children(self, tree: TokenTree, accepted: tuple[int, ...]) -> None:
+        """Along the accepted path: which children's turn came, and which of them was accepted, by depth and rank."""
+        node_idx = NO_PARENT
+        for depth, chosen in enumerate((*accepted, None), start=1):
+            for rank, child in enumerate(tree.children[node_idx + 1]):
+                names = [metrics.TRIED_CHILD.format(depth, rank)]
+                if child == chosen:
+                    names.append(metrics.ACCEPTED_CHILD.format(depth, rank))
+                for name in names:
+                    self.counters[name] = self.counters.get(name, 0) + 1
+                if child == chosen:
+                    break
+            if chosen is not None:
+                node_idx = chosen
 
     def _extend_paths(self, branch: Branch, segment: Segment, accepted: tuple[int, ...]) -> None:
         """Keep the slots of accepted nodes in both arenas, free those of the others."""
@@ -445,6 +473,10 @@ class Scheduler:
         self._move_hold(slots, old_tail, path[-1] if path else NO_SLOT)
         return len(path) - before
 
+    def _share_target(self, branch: Branch) -> None:
+        self.counters["shared_target_tokens"] += self._share(self.target_slots, branch.target_path, branch.tokens)
+        self._requeue(branch)
+
     def _keep(self, branch: Branch) -> None:
         """A branch is complete: whoever may continue its prompt or its text keeps the KV."""
         for slots, path in ((self.target_slots, branch.target_path), (self.draft_slots, branch.draft_path)):
@@ -469,25 +501,26 @@ class Scheduler:
         if self.config.method is Method.NGRAM and not branch.score:
             self.siblings.end(branch.branch_id, branch.tokens)
         del self.branches[branch.branch_id]
+        self._in_state[branch.state].remove(branch.branch_id)
+        self._queue.remove(branch.branch_id)
+        self._computing.pop(branch.branch_id, None)
 
     # --- drafting -------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         serial = self.config.schedule is Schedule.SERIAL
-        num_active = sum(branch.state is not BranchState.WAITING for branch in self.branches.values())
-        for branch in self.branches.values():
-            if branch.state is BranchState.WAITING:
-                if serial and num_active:
-                    return
-                num_active += 1
-                branch.ready_ns = branch.submitted_ns
-                self._move(branch, BranchState.PROPOSED if branch.score else BranchState.DRAFTABLE)
+        waiting = self._in_state[BranchState.WAITING]
+        for branch_id in sorted(waiting):
+            if serial and len(waiting) < len(self.branches):
+                return
+            branch = self.branches[branch_id]
+            branch.ready_ns = branch.submitted_ns
+            self._move(branch, BranchState.PROPOSED if branch.score else BranchState.DRAFTABLE)
 
     def _send_draft_tasks(self, now_ns: int) -> list[Action]:
         actions: list[Action] = []
-        for branch in self.branches.values():
-            if branch.state is not BranchState.DRAFTABLE:
-                continue
+        for branch_id in sorted(self._in_state[BranchState.DRAFTABLE]):
+            branch = self.branches[branch_id]
             room = self._room_of(branch)
             if not self.config.drafts_per_group or room < 1 or (self._by_features and len(branch.tokens) < 2):
                 self._propose_without_draft(branch, room, now_ns)
@@ -507,8 +540,8 @@ class Scheduler:
 
     def _has_features(self, branch: Branch) -> bool:
         """Whether the target has computed every token but the last: so a head can continue its hidden states."""
+        self._share_target(branch)
         path = branch.target_path
-        self.counters["shared_target_tokens"] += self._share(self.target_slots, path, branch.tokens)
         if len(path) < len(branch.tokens) - 1:
             return False
         return not any(path[-1] in segment.chain_slots for segment in self.forward or ())  # still in flight
@@ -550,14 +583,8 @@ class Scheduler:
         known = len(branch.draft_path)
         if len(branch.tokens) - known <= MIN_SHARED_TOKENS:
             return False
-        for lease in self.leases.values():
-            other = self.branches.get(lease.branch_id)
-            if lease.context_known or not lease.announced or other is None or other.task is not lease:
-                continue
-            goal = min(len(branch.tokens), len(other.tokens))
-            if branch.tokens[: known + MIN_SHARED_TOKENS] == other.tokens[: known + MIN_SHARED_TOKENS] and goal > known:
-                return True
-        return False
+        shared = branch.tokens[: known + MIN_SHARED_TOKENS]
+        return any(other.tokens[: len(shared)] == shared for other in self._computing.values())
 
     def _lend(self, branch: Branch, room: int, now_ns: int) -> SendDraftTask | None:
         """Slots for the most that the draft can run forward; those that it did not need come back."""
@@ -571,11 +598,9 @@ class Scheduler:
             slots = self._lease_draft(branch, len(pending) + num_tree)
         except OutOfSlotsError:
             return None
-        loads = dict.fromkeys(self.workers, 0)
-        for lease in self.leases.values():
-            if lease.worker_id in loads:
-                loads[lease.worker_id] += 1
-        worker_id = min(loads, key=lambda w: (loads[w], (w - branch.branch_id) % len(loads)))
+        num_workers = len(self.workers)
+        worker_id = min(self.workers, key=lambda w: (self._loads[w], (w - branch.branch_id) % num_workers))
+        self._loads[worker_id] += 1
         num_prefill = max(0, branch.prompt_len - 1 - len(branch.draft_path))
         self.counters["draft_prefill_tokens"] += num_prefill
         branch.counters.draft_prefill_tokens += num_prefill
@@ -585,6 +610,8 @@ class Scheduler:
             slots[: len(pending)], slots[len(pending) :], announce,
         )  # fmt: skip
         self.leases[branch.branch_id, branch.round] = branch.task
+        if announce:
+            self._computing[branch.branch_id] = branch
         self._move(branch, BranchState.DRAFTING)
         coupled = self.config.method is Method.COUPLED
         draft_temperature = branch.params.effective_draft_temperature
@@ -618,6 +645,7 @@ class Scheduler:
         branch = self.branches.get(lease.branch_id)
         if branch is None or branch.task is not lease:
             return
+        self._computing.pop(branch.branch_id, None)
         slots, lease.unused_slots = lease.unused_slots, []
         path, old_tail = branch.draft_path, (branch.draft_path[-1] if branch.draft_path else NO_SLOT)
         for token_id, slot in zip(lease.pending_ids, slots, strict=True):
@@ -632,30 +660,51 @@ class Scheduler:
 
     # --- the target -----------------------------------------------------------------------------
 
-    def queue(self) -> list[QueueItem]:
-        """Branches with work for the target, first come first."""
-        items = []
-        for branch in self.branches.values():
-            num_uncached = len(branch.tokens) - len(branch.target_path)
-            if branch.state is BranchState.PROPOSED:
-                items.append(QueueItem(branch.branch_id, branch.ready_ns, num_uncached + len(branch.tree), True))
-            elif branch.state in (BranchState.DRAFTABLE, BranchState.DRAFTING) and num_uncached > 1:
-                since_ns = max(branch.submitted_ns, branch.preempted_ns)
-                items.append(QueueItem(branch.branch_id, since_ns, num_uncached - 1, False))
-        return sorted(items, key=lambda item: (item.ready_ns, item.branch_id))
+    def queue(self, max_rows: float = math.inf, without: Collection[int] = ()) -> list[QueueItem]:
+        """Branches with work for the target, first come first.
+
+        It may end behind the first item that does not fit into ``max_rows`` together with those before it.
+        """
+        items: list[QueueItem] = []
+        num_rows = 0
+        for item in self._queue:
+            if item.branch_id not in without:
+                items.append(item)
+                num_rows += item.num_rows
+                if len(items) > 1 and num_rows > max_rows:
+                    break
+        return items
+
+    def _queue_item(self, branch: Branch) -> QueueItem | None:
+        """What a branch wants of the target, if anything."""
+        num_uncached = len(branch.tokens) - len(branch.target_path)
+        if branch.state is BranchState.PROPOSED:
+            return QueueItem(branch.branch_id, branch.ready_ns, num_uncached + len(branch.tree), True)
+        if branch.state in (BranchState.DRAFTABLE, BranchState.DRAFTING) and num_uncached > 1:
+            since_ns = max(branch.submitted_ns, branch.preempted_ns)
+            return QueueItem(branch.branch_id, since_ns, num_uncached - 1, False)
+        return None
+
+    def _requeue(self, branch: Branch) -> None:
+        """Give a branch its place in the queue; needed after each change of its state or its target path."""
+        item = self._queue_item(branch)
+        if item is None:
+            self._queue.remove(branch.branch_id)
+        else:
+            self._queue.put(item)
 
     def _order_forward(self, now_ns: int) -> list[Action]:
         if self.forward is not None:
             return []
-        queue = self.queue()
+        max_rows = self.config.max_forward_tokens
         preempted: set[int] = set()
-        while queue:
-            expected = [
+        while queue := self.queue(max_rows, preempted):
+            expected = (
                 lease.sent_ns + int(self._draft_ns)
                 for lease in self.leases.values()
                 if lease.branch_id in self.branches and len(lease.pending_ids) <= MIN_SHARED_TOKENS
-            ]
-            outlook = Outlook(now_ns, self.config.max_forward_tokens, expected, min(self._forward_ns, default=0))
+            )
+            outlook = Outlook(now_ns, max_rows, expected, min(self._forward_ns, default=0))
             selection = self.policy.select(queue, outlook)
             if not selection.num_items:
                 return [] if selection.hold_until_ns is None else [WakeAt(selection.hold_until_ns)]
@@ -668,8 +717,7 @@ class Scheduler:
                 if victim is None:
                     return []
                 preempted.add(victim)  # or it would take its slots again before they are used
-            # sharing may have left an item without work
-            queue = [item for item in self.queue() if item.branch_id not in preempted]
+            # else sharing has left the items without work
         return []
 
     def _plan(self, items: list[QueueItem], now_ns: int) -> tuple[list[Segment], bool]:
@@ -690,8 +738,8 @@ class Scheduler:
 
     def _plan_branch(self, branch: Branch, budget: int, now_ns: int) -> Segment | None:
         """Lease and register slots for one branch's rows; None when there is nothing to run."""
+        self._share_target(branch)
         path = branch.target_path
-        self.counters["shared_target_tokens"] += self._share(self.target_slots, path, branch.tokens)
         start, num_uncached = len(path), len(branch.tokens) - len(path)
         verify = branch.state is BranchState.PROPOSED and (num_uncached == 1 or num_uncached <= budget)
         end = len(branch.tokens) if verify else min(len(branch.tokens) - 1, start + max(budget, 1))
@@ -702,6 +750,7 @@ class Scheduler:
         context = tuple(path)
         chain_ids = branch.tokens[start:end]
         self._set_path(self.target_slots, path, zip(chain_ids, slots, strict=False))
+        self._requeue(branch)
         num_prefill = max(0, min(end, branch.prompt_len - 1) - start)
         self.counters["target_prefill_tokens"] += num_prefill
         branch.counters.target_prefill_tokens += num_prefill
@@ -719,22 +768,31 @@ class Scheduler:
     def _preempt(self, keep: int, now_ns: int) -> int | None:
         """Free the target's slots of the youngest branch that has any, except ``keep``."""
         in_use = {BranchState.VERIFYING, *([BranchState.DRAFTING] if self._by_features else [])}
-        for branch in sorted(self.branches.values(), key=lambda b: -b.submitted_ns):
-            if branch.branch_id != keep and branch.target_path and branch.state not in in_use:
-                self._drop_path(self.target_slots, branch.target_path)
-                self.counters["preempted"] += 1
-                branch.preempted_ns = now_ns  # behind those that wait, or two could preempt each other for ever
-                return branch.branch_id
-        return None
+        others = [b for b in self.branches.values() if b.branch_id != keep and b.target_path and b.state not in in_use]
+        if not others:
+            return None
+        victim = max(others, key=lambda b: b.submitted_ns)
+        self._drop_path(self.target_slots, victim.target_path)
+        self.counters["preempted"] += 1
+        victim.preempted_ns = now_ns  # behind those that wait, or two could preempt each other for ever
+        self._requeue(victim)
+        return victim.branch_id
 
     # --- state ----------------------------------------------------------------------------------
+
+    def _add(self, branch: Branch) -> None:
+        self.branches[branch.branch_id] = branch
+        self._in_state[branch.state].add(branch.branch_id)
 
     def _move(self, branch: Branch, state: BranchState) -> None:
         if (branch.state, state) not in TRANSITIONS:
             raise InvalidTransitionError(
                 f"branch {branch.branch_id}: {branch.state.value} -> {state.value}\n{self.story(branch.branch_id)}"
             )
+        self._in_state[branch.state].remove(branch.branch_id)
+        self._in_state[state].add(branch.branch_id)
         branch.state = state
+        self._requeue(branch)
 
     def _segment_of(self, branch: Branch) -> Segment:
         assert self.forward is not None
@@ -758,3 +816,23 @@ class Scheduler:
                 raise InvariantError(f"branch {branch.branch_id} is {branch.state.value}, lease in flight: {in_flight}")
             if len(branch.target_path) > len(branch.tokens) or len(branch.draft_path) > len(branch.tokens):
                 raise InvariantError(f"branch {branch.branch_id} has more slots than tokens")
+        self._validate_indexes()
+
+    def _validate_indexes(self) -> None:
+        """Compare what is kept up to date with what a look at every branch and lease finds."""
+        branches, leases = list(self.branches.values()), list(self.leases.values())
+        in_state = {state: {b.branch_id for b in branches if b.state is state} for state in BranchState}
+        items = [item for b in branches if (item := self._queue_item(b)) is not None]
+        computing = {
+            b.branch_id: b for b in branches
+            if b.state is BranchState.DRAFTING and b.task and b.task.announced and not b.task.context_known
+        }  # fmt: skip
+        for name, kept, found in (
+            ("branches by state", self._in_state, in_state),
+            ("queue", self.queue(), sorted(items, key=lambda item: (item.ready_ns, item.branch_id))),
+            ("contexts that are computed", self._computing, computing),
+            ("loads", self._loads, Counter(lease.worker_id for lease in leases)),
+            ("order of submission", list(self.branches), sorted(self.branches)),
+        ):
+            if kept != found:
+                raise InvariantError(f"{name}: {kept} is kept, {found} is true")

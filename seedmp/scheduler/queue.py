@@ -1,0 +1,34 @@
+"""Who was first: the order in which branches come for a forward."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+from seedmp.scheduler.policies import QueueItem
+
+
+class FirstComeQueue:
+    """At most one item of each branch, by ``ready_ns``, then by branch.
+
+    It is kept sorted: a change is a search, not a look at every branch.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[int, QueueItem] = {}  # by branch
+        self._order: list[tuple[int, int]] = []  # (ready_ns, branch_id)
+
+    def __iter__(self) -> Iterator[QueueItem]:
+        return (self._items[branch_id] for _, branch_id in self._order)
+
+    def put(self, item: QueueItem) -> None:
+        """Let it wait, instead of what its branch has there, if anything."""
+        self.remove(item.branch_id)
+        self._items[item.branch_id] = item
+        insort(self._order, (item.ready_ns, item.branch_id))
+
+    def remove(self, branch_id: int) -> None:
+        """Take a branch out, if it is in."""
+        item = self._items.pop(branch_id, None)
+        if item is not None:
+            del self._order[bisect_left(self._order, (item.ready_ns, branch_id))]
