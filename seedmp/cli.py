@@ -1,4 +1,4 @@
-"""The command ``seedmp``: demo, solve, generate, growmap, profile, simulate, doctor."""
+"""The command ``seedmp``: demo, solve, generate, growmap, profile, simulate, tune, doctor."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from seedmp.errors import ConfigError, SeedmpError
 from seedmp.growmap_cli import add_growmap
 from seedmp.profiling.cli import add_profile
 from seedmp.tuning.simulate_cli import add_simulate
+from seedmp.tuning.tune_cli import add_tune
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_solve(commands.add_parser("solve", help="search trees of thoughts for the problems of a task"))
     add_profile(commands.add_parser("profile", help="run a command or script and see where its time goes"))
     add_simulate(commands.add_parser("simulate", help="what other numbers of drafts, trees and policies would reach"))
+    add_tune(commands.add_parser("tune", help="measure this machine, and write the fastest settings as a plan"))
     add_doctor(commands.add_parser("doctor", help="what this machine has, and how it would be used"))
     return parser
 
@@ -126,6 +128,11 @@ def _add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: i
     )
     parser.add_argument("--growmap", metavar="MAP", help="static tree: a .pt or .json file, or KxD chains")
     parser.add_argument("--nodes", type=int, metavar="N", help="draft tokens in a tree, for opt-tree, eagle and ngram")
+    parser.add_argument("--max-depth", type=int, metavar="N", help="draft tokens on a path, for the same")
+    parser.add_argument(
+        "--threshold", type=float, metavar="X", help="stop at layers that add no more tokens, for opt-tree and eagle"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="nodes of a layer that go on, for eagle; 1 is a chain")
     parser.add_argument(
         "--num-drafts", type=int, default=num_drafts, metavar="N", help="draft processes (default %(default)s)"
     )
@@ -137,7 +144,8 @@ def _add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: i
 def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
     names = ("target", "draft", "method", "num_drafts", "schedule", "policy", "dtype")
     settings = {name: getattr(args, name) for name in names} | {"k_config": _k_config(args.k_config)}
-    return settings | {name: value for name in ("growmap", "nodes") if (value := getattr(args, name)) is not None}
+    optional = ("growmap", "nodes", "max_depth", "threshold", "top_k")
+    return settings | {name: value for name in optional if (value := getattr(args, name)) is not None}
 
 
 def _k_config(text: str) -> tuple[int, ...]:

@@ -69,6 +69,7 @@ from seedmp.trace import Activity, Span
 
 if TYPE_CHECKING:
     from seedmp.profiling.profile import Profile
+    from seedmp.tuning.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,9 @@ class Engine:
 
     Args:
         target: folder or hub id of a decoder-only transformers model; None is the bundled pair's.
-        draft: the same for the draft; None is the bundled one, or the target itself for ``ar`` and ``ngram``.
+        draft: the same for the draft; None is the bundled one (for ``eagle`` the bundled head), or the target itself
+            for ``ar`` and ``ngram``.
+        plan: what `seedmp tune` wrote, or its path: models and settings that are not given are the plan's.
         settings: fields of ``EngineConfig``.
 
     Raises:
@@ -129,12 +132,17 @@ class Engine:
         self,
         target: str | os.PathLike[str] | None = None,
         draft: str | os.PathLike[str] | None = None,
+        *,
+        plan: str | os.PathLike[str] | Plan | None = None,
         **settings: Any,
     ) -> None:
+        if plan is not None:
+            from seedmp.tuning.plan import read_plan  # on first use
+
+            models = [None if name is None else os.fspath(name) for name in (target, draft)]
+            target, draft, settings = read_plan(plan).settings_for(models[0], models[1], settings)
         target_path = str(pair.TARGET) if target is None else os.fspath(target)
-        if draft is None and target is not None and needs_draft(settings.get("method")):
-            raise ConfigError(f"no draft for target {target_path!r}: name a draft model, or use method='ar' or 'ngram'")
-        draft_path = (str(pair.DRAFT) if target is None else target_path) if draft is None else os.fspath(draft)
+        draft_path = _default_draft(target, settings.get("method")) if draft is None else os.fspath(draft)
         unknown = set(settings) - set(EngineConfig.__dataclass_fields__)
         if unknown:
             known = ", ".join(sorted(set(EngineConfig.__dataclass_fields__) - {"target", "draft"}))
@@ -509,6 +517,28 @@ def _abandon(process: subprocess.Popen[bytes], to_supervisor: Connection, folder
         process.kill()  # the workers follow it
         process.wait()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _default_draft(target: str | os.PathLike[str] | None, method: object) -> str:
+    """What drafts where no draft is named.
+
+    Raises:
+        ConfigError: the method needs one and only the user knows it, or the bundled head is not there.
+    """
+    is_eagle = method in (Method.EAGLE, Method.EAGLE.value)
+    if target is not None:
+        if not needs_draft(method):
+            return os.fspath(target)
+        wanted = "a head that was trained for it (python -m seedmp.training.eagle)" if is_eagle else "a draft model"
+        raise ConfigError(f"no draft for target {os.fspath(target)!r}: name {wanted}, or use method='ar' or 'ngram'")
+    if not is_eagle:
+        return str(pair.DRAFT)
+    if not pair.HEAD.is_dir():
+        raise ConfigError(
+            f"no draft for method='eagle': the bundled target's head is not there ({pair.HEAD}); name one, "
+            "or train one with python -m seedmp.training.eagle"
+        )
+    return str(pair.HEAD)
 
 
 def _is_head(config: EngineConfig) -> bool:

@@ -65,7 +65,7 @@ def account(engine: Engine, job: Callable[[], Sequence[RequestOutput]]) -> Measu
     outputs = job()
     wall_s = time.perf_counter() - start_s
     after = engine.stats()
-    used = {name: after[name] - before[name] for name in after}
+    used = {name: after[name] - before.get(name, 0.0) for name in after}
     spans = engine.spans()
     rounds = max(1.0, used["rounds"])
     drafts = [span for span in spans if span.kind == "draft"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,37 @@ CONTEXT = 64
 DEEP, FLAT = 4, 1  # levels; their difference is free of what a round pays once
 
 
+@dataclass(frozen=True)
+class LoadedPair:
+    """Both models in this process, with the arenas that measuring needs."""
+
+    config: EngineConfig
+    target: PackedModel
+    draft: PackedModel
+    dtype: torch.dtype
+
+    @classmethod
+    def load(cls, config: EngineConfig, num_slots: int) -> LoadedPair:
+        """Load the models of a configuration as an engine would.
+
+        Raises:
+            ConfigError: a model cannot be loaded, or the configuration has no draft that could be measured.
+        """
+        if not needs_draft(config.method):
+            raise ConfigError(f"method={config.method.value} has no draft to measure")
+        if config.method is Method.EAGLE:
+            raise ConfigError(
+                "method=eagle: a head drafts from its target's hidden states, so it is not measured alone"
+            )
+        placement = resolve_placement(config)
+        specs = ModelSpec(config.target, config.target_shape), ModelSpec(config.draft, config.draft_shape)
+        vocab_size = check_vocabularies(*specs)
+        dtypes = resolve_dtypes(config, placement, *map(load_config, specs))
+        target = _packed(specs[0], dtypes[0], placement.target, num_slots, vocab_size)
+        draft = _packed(specs[1], dtypes[1], placement.drafts[0], num_slots, vocab_size)
+        return cls(config, target, draft, dtypes[0])
+
+
 def measure_costs(
     config: EngineConfig,
     *,
@@ -39,36 +71,37 @@ def measure_costs(
     branches: Sequence[int] = BRANCHES,
     context_len: int = CONTEXT,
     repeats: int = 7,
+    temperature: float = 1.0,
+    loaded: LoadedPair | None = None,
 ) -> Costs:
-    """Load both models as an engine would and time them; the acceptance stays to be filled in.
+    """Time both models, loaded as an engine would; the acceptance stays to be filled in.
+
+    Args:
+        temperature: of the draft; at 0 no noise is drawn.
+        loaded: the models, if they are loaded already; with ``num_slots(...)`` slots.
 
     Raises:
-        ConfigError: a model cannot be loaded, or the configuration has no draft.
+        ConfigError: as ``LoadedPair.load``.
     """
-    if not needs_draft(config.method):
-        raise ConfigError(f"method={config.method.value} has no draft to measure")
-    if config.method is Method.EAGLE:
-        raise ConfigError("method=eagle: a head drafts from its target's hidden states, so it is not measured alone")
-    placement = resolve_placement(config)
-    specs = ModelSpec(config.target, config.target_shape), ModelSpec(config.draft, config.draft_shape)
-    vocab_size = check_vocabularies(*specs)
-    dtypes = resolve_dtypes(config, placement, *map(load_config, specs))
+    if loaded is None:
+        loaded = LoadedPair.load(config, num_slots(rows, branches, context_len))
     target_threads, draft_threads = config.threads()
-    num_slots = context_len * max(branches) + max(*rows, (DEEP + 2) * max(branches)) + 1
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(target_threads)
-        target = measure_target(
-            _packed(specs[0], dtypes[0], placement.target, num_slots, vocab_size), rows, context_len, repeats
-        )
+        target = measure_target(loaded.target, rows, context_len, repeats)
         torch.set_num_threads(draft_threads)
-        packed = _packed(specs[1], dtypes[1], placement.drafts[0], num_slots, vocab_size)
-        draft = measure_draft(packed, branches, context_len, config.draft_top_m, repeats)
+        draft = measure_draft(loaded.draft, branches, context_len, config.draft_top_m, repeats, temperature)
     finally:
         torch.set_num_threads(before)
-    cores = usable_cores() if placement.target == "cpu" else 0.0
-    where = {"target": config.target, "target_shape": config.target_shape or "", "dtype": str(dtypes[0])}
+    cores = usable_cores() if loaded.target.device.type == "cpu" else 0.0
+    where = {"target": config.target, "target_shape": config.target_shape or "", "dtype": str(loaded.dtype)}
     return Costs(target, draft, target_threads=target_threads, draft_threads=draft_threads, cores=cores, where=where)
+
+
+def num_slots(rows: Sequence[int] = ROWS, branches: Sequence[int] = BRANCHES, context_len: int = CONTEXT) -> int:
+    """Slots of each arena that ``measure_costs`` needs."""
+    return context_len * max(branches) + max(*rows, (DEEP + 2) * max(branches)) + 1
 
 
 def measure_target(packed: PackedModel, rows: Sequence[int], context_len: int = CONTEXT, repeats: int = 7) -> Curve:
@@ -86,10 +119,16 @@ def measure_target(packed: PackedModel, rows: Sequence[int], context_len: int = 
 
 
 def measure_draft(
-    packed: PackedModel, branches: Sequence[int], context_len: int = CONTEXT, top_m: int = 64, repeats: int = 7
+    packed: PackedModel,
+    branches: Sequence[int],
+    context_len: int = CONTEXT,
+    top_m: int = 64,
+    repeats: int = 7,
+    temperature: float = 1.0,
 ) -> Curve:
     """A layer of drafting by rows, one a branch: what a deep chain takes longer than a flat one, by level."""
     drafter = TreeDrafter(packed, top_m)
+    kind = ProposalKind.WITHOUT_REPLACEMENT if temperature else ProposalKind.DETERMINISTIC
     _fill(packed, context_len)
 
     def tasks(num: int, depth: int) -> list[DraftTask]:
@@ -108,8 +147,8 @@ def measure_draft(
                     0,
                     branch_id,
                     shape,
-                    ProposalKind.WITHOUT_REPLACEMENT,
-                    1.0,
+                    kind,
+                    temperature,
                     False,
                     context,
                     (1,),

@@ -52,7 +52,7 @@ def test_heads_read_features_by_handle(kind: str, tmp_path: Path) -> None:
     for name in ("embed_tokens.weight", "lm_head.weight", "d2t", "t2d"):
         tensors.pop(name, None)
     head = write_head(tmp_path, tensors, hidden_size=sizes.hidden_size)
-    settings = {"method": "eagle", "nodes": 60, "top_k": 30, "max_depth": 3}
+    settings: dict[str, Any] = {"method": "eagle", "nodes": 60, "top_k": 30, "max_depth": 3}
     with Engine(pair.TARGET, head, dtype="float32", validate=True, **settings) as engine:
         assert [out.token_ids for out in engine.generate(PROMPTS, PARAMS)] == reference(engine)
         assert engine.stats()["drafted"] > 0 == engine.stats()["workers_lost"]

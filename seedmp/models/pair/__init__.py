@@ -1,4 +1,5 @@
-"""The bundled models: ``TARGET`` and ``DRAFT`` are folders that transformers loads (MODEL_CARD.md)."""
+"""The bundled models (MODEL_CARD.md): ``TARGET`` and ``DRAFT`` are folders that transformers loads,
+``HEAD`` is an EAGLE-3 head of the target."""
 
 from __future__ import annotations
 
@@ -6,3 +7,4 @@ from pathlib import Path
 
 TARGET = Path(__file__).resolve().parent / "target"
 DRAFT = Path(__file__).resolve().parent / "draft"
+HEAD = Path(__file__).resolve().parent / "eagle3"
