@@ -18,7 +18,7 @@ from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
 
 ALL = "all"
-NAMES = ("peers", "schedules", "table1", "acceptance", "sequoia", "mtbench", "scale")
+NAMES = ("peers", "schedules", "table1", "acceptance", "accepted", "sequoia", "mtbench", "scale")
 OTHERS = ("compare", "report", "tables")
 PLAIN_COLUMNS = 170
 
@@ -36,11 +36,13 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, metavar="N", help="interleaved repeats (default 5)")
     parser.add_argument("--target", metavar="MODEL", help="folder or hub id (default: the bundled pair, inflated)")
     parser.add_argument("--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary")
+    parser.add_argument("--head", metavar="MODEL", help="an EAGLE head of the target (default: the bundled target's)")
     parser.add_argument("--data", type=Path, metavar="PATH", help="a published file, or a folder with several")
     parser.add_argument("--shape", metavar="NAME", help="what the target is inflated to; none (default: by node)")
     parser.add_argument("--draft-shape", metavar="NAME", help="the same for the draft")
     parser.add_argument("--dtype", choices=DTYPES, help="of both models (default: by node)")
     parser.add_argument("--seed", type=int, default=0, help="of sampled texts (default %(default)s)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="draft tokens of a tree, for accepted (default 16)")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("bench-report"), help="default %(default)s")
     parser.set_defaults(run=run)
 
@@ -85,12 +87,11 @@ def run_benchmarks(names: Sequence[str], options: Options, console: Console) -> 
     about = {"model": options.describe_model(), "threads": threads, "settings": options.to_plain()}
     console.print(f"{options.describe_model()}; {options.num_repeats} repeats; into {options.out}", highlight=False)
     try:
-        with _Screen(sum(_steps(plan, options.num_repeats) for plan in plans)) as screen, EnginePool() as pool:
+        with Screen(sum(_steps(plan, options.num_repeats) for plan in plans)) as screen, EnginePool() as pool:
             for plan in plans:
                 screen.title = plan.name
-                made = harness.run_plan(
-                    plan, options.num_repeats, pool, screen, options.out / f"{plan.name}.json", about
-                )
+                repeats = plan.num_repeats or options.num_repeats
+                made = harness.run_plan(plan, repeats, pool, screen, options.out / f"{plan.name}.json", about)
                 for table in report.tables_of(made):
                     _print(table, screen.console if screen.console.is_terminal else console)
     finally:
@@ -100,13 +101,13 @@ def run_benchmarks(names: Sequence[str], options: Options, console: Console) -> 
 
 
 def _steps(plan: Any, repeats: int) -> int:
-    return int(plan.num_steps * (repeats + 1) + START_STEPS * len(plan.groups))
+    return int(plan.num_steps * ((plan.num_repeats or repeats) + 1) + START_STEPS * len(plan.groups))
 
 
 START_STEPS = 2  # a group's starts take about as long as so many runs, when most engines are there already
 
 
-class _Screen:
+class Screen:
     """A bar with the time left; nothing where there is no terminal."""
 
     def __init__(self, total: int) -> None:
@@ -127,7 +128,7 @@ class _Screen:
         """Something is done."""
         self.bar.advance(self.task, amount)
 
-    def __enter__(self) -> _Screen:
+    def __enter__(self) -> Screen:
         self.bar.start()
         return self
 

@@ -72,7 +72,6 @@ class Group:
         cell: what they have in common, in a few words; part of each row's key.
         base: the row that ratios refer to.
         labels: the same in figures, reported with each row.
-        repeats: fewer or more than the other groups.
     """
 
     cell: str
@@ -86,14 +85,16 @@ class Plan:
     """A benchmark, ready to run: all files are read, all settings checked, no model is loaded.
 
     Args:
-        finish: more entries for the report, made of its rows.
         settings: reported.
+        finish: more entries for the report, made of its rows.
+        num_repeats: what this benchmark needs; None: as many as all.
     """
 
     name: str
     groups: Sequence[Group]
     settings: Mapping[str, Any] = field(default_factory=dict)
     finish: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = lambda rows: {}
+    num_repeats: int | None = None
 
     @property
     def num_steps(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from seedmp import metrics
 from seedmp.benchmarks.harness import Group, Plan, Row
 from seedmp.benchmarks.options import Options
-from seedmp.benchmarks.subjects import TIMEOUT_S, Encoder, engine_subject
+from seedmp.benchmarks.subjects import TIMEOUT_S, Encoder, engine_subject, forget_texts
 from seedmp.benchmarks.summary import Result
 from seedmp.benchmarks.svg import Bar, Figure, bar_chart
 from seedmp.benchmarks.tables import USUAL, Column, Table, by_cell, table
@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ar": {"method": "ar", "schedule": "serial"},
     "mcsd": {"method": "mcsd", "k_config": (1, 1, 1), "schedule": "serial"},
     "opt-tree": {"method": "opt-tree", "nodes": 10, "max_depth": 4, "schedule": "serial"},
+    "eagle": {"method": "eagle", "nodes": 10, "max_depth": 4, "schedule": "serial"},
     "ngram": {"method": "ngram", "nodes": 10, "max_depth": 4, "schedule": "serial"},
     "mcsd-batch": {"method": "mcsd", "k_config": (1, 1, 1), "policy": "fcfs-batch", "num_drafts": 3},
 }
@@ -75,6 +76,7 @@ def _first(encoder: Encoder, turns: Sequence[str]) -> tuple[int, ...]:
 
 def talk(engine: Engine, encoder: Encoder, talks: Sequence[Sequence[str]], params: SamplingParams) -> Result:
     """Both turns of all conversations."""
+    forget_texts(engine)
     first_outputs: list[RequestOutput] = []
     second_outputs: list[RequestOutput] = []
     branch_ids = [engine.new_branch_id() for _ in range(2 * len(talks))]

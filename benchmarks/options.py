@@ -17,6 +17,7 @@ NONE = "none"
 CPU_SHAPE, GPU_SHAPES, SMOKE_SHAPE = "134m", ("7b", "68m"), "13m"
 GPU_ROOM_GIB = 24  # a 7B target in bfloat16, a draft, their contexts and KV
 REPORT_ROOM_MIB = 16
+MAX_NODES = 128  # a tree is searched for in seconds
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "i8mm_bf16")
 
@@ -31,12 +32,14 @@ class Options:
         repeats: interleaved repeats; None: 5, 2 with ``quick``, 1 with ``smoke``.
         target: folder or hub id; None is the bundled pair, inflated.
         draft: the same for the draft.
+        head: an EAGLE head of the target; None is the bundled one for the bundled target.
         data: a file in a published format, or a folder with such files; None: texts of our own.
         shape: what a bundled target is inflated to, ``none``, or None for what suits the node.
         draft_shape: the same for the draft.
         dtype: of both models; None for what suits the node.
         out: folder for JSON, plots and the report.
         seed: of sampled texts.
+        nodes: draft tokens of each tree, where a benchmark compares trees of one size; None: 16.
     """
 
     quick: bool = False
@@ -44,12 +47,14 @@ class Options:
     repeats: int | None = None
     target: str | None = None
     draft: str | None = None
+    head: str | None = None
     data: Path | None = None
     shape: str | None = None
     draft_shape: str | None = None
     dtype: str | None = None
     out: Path = Path("bench-report")
     seed: int = 0
+    nodes: int | None = None
 
     @property
     def num_repeats(self) -> int:
@@ -72,6 +77,8 @@ class Options:
             raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
         if self.target is not None and self.draft is None:
             raise ConfigError(f"no draft for target {self.target!r}: give --draft too")
+        if self.nodes is not None and not 1 <= self.nodes <= MAX_NODES:
+            raise ConfigError(f"nodes={self.nodes}: must be a whole number from 1 to {MAX_NODES}")
         if self.data is not None and not self.data.exists():
             raise ConfigError(f"--data {self.data}: no such file or folder")
         check_folder(self.out)
@@ -86,6 +93,10 @@ class Options:
         )  # fmt: skip
         load_config(chosen.target_spec)
         load_config(chosen.draft_spec)
+        if self.head is not None:
+            from seedmp.models.eagle import read_head
+
+            read_head(self.head, ModelSpec(chosen.target_spec.path))
         return chosen
 
     def _defaults(self) -> tuple[str | None, str | None, str]:
@@ -116,6 +127,15 @@ class Options:
 
         return ModelSpec(self.draft or str(pair.DRAFT), self.draft_shape)
 
+    @property
+    def eagle_head(self) -> str | None:
+        """The head that ``eagle`` drafts with; None: there is none for this target."""
+        from seedmp.models import pair
+
+        if self.head is not None or self.target is not None:
+            return self.head
+        return str(pair.HEAD) if pair.HEAD.is_dir() else None
+
     def engine_settings(self) -> dict[str, Any]:
         """Settings that all engines of a run share."""
         return {
@@ -137,7 +157,7 @@ class Options:
             "size": self.pick("full", "quick", "smoke"), "repeats": self.num_repeats, "seed": self.seed,
             "target": self.target or "bundled", "draft": self.draft or "bundled", "shape": self.shape or NONE,
             "draft_shape": self.draft_shape or NONE, "dtype": self.dtype,
-            "data": self.data.name if self.data else "our own",
+            "head": self.head or "bundled", "data": self.data.name if self.data else "our own",
         }  # fmt: skip
 
 

@@ -2,20 +2,20 @@
 
 Greedy continuation of the same prompts. transformers: ``generate`` (one prompt after another), ``generate-batch``
 (one padded batch), ``continuous-batch`` (``generate_batch``), ``assisted`` (assisted generation with our draft,
-three tokens a round), ``prompt-lookup``. llama.cpp: not run yet, our weights would have to be converted. Ours:
-``ar`` (plain decoding, one prompt after another), ``serial-sd``, ``fcfs``, ``fcfs-batch``. Speed-up is over
-``generate``; ``ar`` must not be slower than it, or our speed-ups would be against a straw man. Nobody finds KV of
-an earlier repeat.
+three tokens a round), ``prompt-lookup``. llama.cpp, with the extra ``peers``, on the same weights written as GGUF:
+``llama.cpp`` (one prompt after another) and ``llama.cpp with draft`` (the same, three tokens a round by our draft
+through the Python binding's ``draft_model``). Ours: ``ar`` (plain decoding, one prompt after another),
+``serial-sd``, ``fcfs``, ``fcfs-batch``. Speed-up is over ``generate``; ``ar`` must not be slower than it, or our
+speed-ups would be against a straw man. Nobody finds KV of an earlier repeat.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from seedmp.benchmarks.harness import Group, NotRunError, Plan, Row
+from seedmp.benchmarks.harness import Group, Plan, Row
+from seedmp.benchmarks.llama_cpp_peer import HOW_IT_DRAFTS, llama_cpp_subject
 from seedmp.benchmarks.options import Options
 from seedmp.benchmarks.schedules import over
 from seedmp.benchmarks.subjects import Encoder, continue_all, engine_subject, greedy_texts
@@ -49,23 +49,10 @@ SHOWS = (
 SHOWS_NOT = (
     "Servers with kernels of their own (vLLM, SGLang, llama.cpp with quantised weights) are other programs on other "
     "weights; they are not here unless a row says so.",
+    "<code>llama.cpp</code> has kernels of its own, and its Python binding a loop of its own around them: with a draft "
+    "it copies the logits of each token that it verifies, which llama.cpp's own programs do not.",
     "<code>continuous-batch</code> makes its manager and cache in each call, which short runs do not earn back.",
 )
-
-
-@dataclass(frozen=True)
-class LlamaCppSubject:
-    """llama.cpp by its Python binding."""
-
-    def start(self) -> Any:
-        """Never yet: the weights would have to be converted to GGUF."""
-        if importlib.util.find_spec("llama_cpp") is None:
-            raise NotRunError("llama-cpp-python is not installed")
-        raise NotRunError("our weights are not converted to GGUF yet")
-
-    def need_gib(self) -> float:
-        """Nothing yet."""
-        return 0.0
 
 
 def plan(options: Options) -> Plan:
@@ -91,9 +78,19 @@ def plan(options: Options) -> Plan:
             lambda started: call(started, prompts, max_tokens).token_ids, {"by": "transformers"},
         )  # fmt: skip
 
-    llama_cpp = Row("llama.cpp", LlamaCppSubject(), lambda started, repeat: Result(0, 0), None, {"by": "llama.cpp"})
+    def llama_cpp(name: str, with_draft: bool, **settings: str) -> Row:
+        subject = llama_cpp_subject(options, threads, max(map(len, prompts)) + max_tokens, with_draft=with_draft)
+        return Row(
+            name, subject, lambda started, repeat: started.one_by_one(prompts, max_tokens),
+            lambda started: started.one_by_one(prompts, max_tokens).token_ids,
+            {"by": "llama.cpp", **settings},
+        )  # fmt: skip
+
     our_names = options.pick(tuple(OURS), tuple(OURS), ("ar", "fcfs-batch"))
-    rows = [*map(theirs, THEIRS), llama_cpp, *map(ours, our_names)]
+    rows = [
+        *map(theirs, THEIRS), llama_cpp("llama.cpp", False),
+        llama_cpp("llama.cpp with draft", True, drafts=HOW_IT_DRAFTS), *map(ours, our_names),
+    ]  # fmt: skip
     settings = {"max_tokens": max_tokens, "prompts": num, "k_config": K_CONFIG, "threads": threads}
     return Plan("peers", [Group("greedy", rows, "generate")], settings, _honesty)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from seedmp.benchmarks import acceptance, mtbench, peers, scale, schedules, sequoia, solve_rates, table1
+from seedmp.benchmarks import acceptance, accepted, mtbench, peers, scale, schedules, sequoia, solve_rates, table1
 from seedmp.benchmarks.svg import Figure
 from seedmp.benchmarks.tables import Table, read_report
 from seedmp.errors import ConfigError
@@ -16,7 +16,7 @@ from seedmp.errors import ConfigError
 # In the order of the page, and of ``all``.
 BENCHMARKS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (peers, schedules, table1, acceptance, sequoia, mtbench, scale)
+    for module in (peers, schedules, table1, acceptance, accepted, sequoia, mtbench, scale)
 }
 INFLATED = (
     "The target is <strong>inflated</strong>: the bundled model, embedded exactly in a larger shape. Tokens and "

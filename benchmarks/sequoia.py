@@ -44,7 +44,7 @@ def settings_of(method: Method, num_nodes: int) -> dict[str, Any] | None:
     trees: dict[Method, dict[str, Any] | None] = {
         Method.AR: {},
         Method.SD: None,  # specinfer, with k_config trees
-        Method.EAGLE: None,  # needs a head for the target
+        Method.EAGLE: {"nodes": num_nodes, "max_depth": depth},
         Method.MCSD: {"k_config": (2, 2, 1) if num_nodes <= 16 else (4, 2, 2, 1)},
         Method.SPECINFER: {"growmap": f"{max(2, num_nodes // depth)}x{depth}"},
         Method.OPT_TREE: {"nodes": num_nodes, "max_depth": depth},

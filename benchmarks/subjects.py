@@ -21,11 +21,14 @@ from seedmp.models.inflate import SHAPES
 from seedmp.models.load import load_tokenizer
 from seedmp.request import RequestOutput
 from seedmp.sampling import SamplingParams
+from seedmp.scheduler.siblings import MAX_ENDED
 
 TIMEOUT_S = 1800.0
 STARTS_AT_ONCE = 2  # importing torch is most of a start, and keeps one core busy
 PROCESS_GIB = 0.15  # what a process has besides weights; measured: 0.65 GiB an engine at the 134M shape
 CUDA_PROCESS_GIB = 0.6
+NO_HEAD = "the bundled target's EAGLE head is not in this installation"
+NO_HEAD_GIVEN = "no EAGLE head for this target: give --head"
 FREE_SHARE = 0.8  # of what is free; KV, activations and others need the rest
 
 
@@ -38,6 +41,8 @@ class EngineSubject:
     def start(self) -> Engine:
         """Start its processes."""
         settings = dict(self.settings)
+        if settings.get("method") == Method.EAGLE.value and settings["draft"] is None:
+            raise NotRunError(NO_HEAD if settings["target"] is None else NO_HEAD_GIVEN)
         return Engine(settings.pop("target"), settings.pop("draft"), **settings)
 
     def need_gib(self) -> float:
@@ -68,12 +73,15 @@ def engine_subject(options: Options, **settings: Any) -> EngineSubject:
     """An engine with the common models.
 
     ``serial`` has one draft whatever is asked for: it serves one request at a time. Names of methods and the
-    like are strings.
+    like are strings. ``eagle`` drafts with the head there is, which is never inflated: it continues the small
+    target's hidden states, which an inflated target has too.
     """
     if settings.get("schedule") == Schedule.SERIAL.value:
         settings["num_drafts"] = 1
     if settings.get("method") in (Method.AR.value, Method.NGRAM.value):
         settings.pop("k_config", None)
+    if settings.get("method") == Method.EAGLE.value:
+        settings |= {"draft": options.eagle_head, "draft_shape": None}
     return EngineSubject(tuple(sorted({**options.engine_settings(), **settings}.items())))
 
 
@@ -167,10 +175,11 @@ def _free_gib() -> float:
 
 
 def continue_all(engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Result:
-    """Continue prompts at once and forget them: no repeat finds the KV of an earlier one.
+    """Continue prompts at once and forget them: no repeat finds the KV or the texts of an earlier one.
 
     transformers computes each prompt anew, so we do too.
     """
+    forget_texts(engine)
     outputs: list[RequestOutput] = []
 
     def job() -> list[RequestOutput]:
@@ -181,18 +190,29 @@ def continue_all(engine: Engine, prompts: Sequence[Sequence[int]], params: Sampl
     return Result.of(measured, **latencies(outputs))
 
 
-def submit_fresh(engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[RequestOutput]:
-    """Outputs of prompts, whose KV is freed as each ends."""
+def submit_fresh(
+    engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams, *, own_noise: bool = False
+) -> list[RequestOutput]:
+    """Outputs of prompts, whose KV is freed as each ends; with ``own_noise`` each draws from a stream of its own."""
     branch_ids = [engine.new_branch_id() for _ in prompts]
     try:
         handles = [
-            engine.submit_all(tuple(prompt), params, children=[branch_id])[0]
-            for prompt, branch_id in zip(prompts, branch_ids, strict=True)
+            engine.submit_all(
+                tuple(prompt), params, first_stream=number if own_noise else 0, children=[branch_ids[number]]
+            )[0]
+            for number, prompt in enumerate(prompts)
         ]
         return engine.wait_for(handles, TIMEOUT_S)
     finally:
         for branch_id in branch_ids:
             engine.drop_branch(branch_id, free=True)
+
+
+def forget_texts(engine: Engine) -> None:
+    """Push earlier texts out of what ``ngram`` looks in: in a repeat, or after a warm-up, it would find the answer."""
+    if engine.config.method is Method.NGRAM:
+        short = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, seed=0)
+        submit_fresh(engine, [(0,)] * MAX_ENDED, short)
 
 
 def latencies(outputs: Sequence[RequestOutput]) -> dict[str, float]:

@@ -167,7 +167,7 @@ def branch_attention(
 
 def _gather(by_row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """[rows, H, D] at [G, N] -> [G, H, N, D]."""
-    return by_row.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+    return by_row.index_select(0, index.flatten()).view(*index.shape, *by_row.shape[1:]).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, branch_attention)

@@ -13,6 +13,9 @@ import torch
 
 from seedmp import Engine, SamplingParams
 from seedmp.config import Method, PolicyName, Schedule
+from seedmp.models import pair
+from seedmp.models.eagle import new_head, save_head
+from seedmp.models.load import ModelSpec, load_model
 from seedmp.scheduler import events
 from seedmp.scheduler.actions import SendDraftTask
 from seedmp.scheduler.scheduler import BranchState
@@ -303,3 +306,20 @@ def test_states_in_which_slots_are_read(get_models: Get) -> None:
 
     scheduler._preempt = watched  # type: ignore[method-assign]
     loop.run(PROMPTS, greedy())
+
+
+@pytest.mark.parametrize("shape", [None, "13m"])
+def test_the_bundled_head_drafts_for_the_bundled_target_inflated_or_not(
+    shape: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    save_head(new_head(load_model(ModelSpec(str(pair.TARGET)), torch.float32)), tmp_path / "eagle3")
+    monkeypatch.setattr(pair, "HEAD", tmp_path / "eagle3")
+    found = []
+    for settings in ({"method": "ar"}, {"method": "eagle", "nodes": 24, "top_k": 12, "max_depth": 2}):
+        with Engine(target_shape=shape, dtype="float32", num_drafts=1, **settings) as engine:
+            found.append(engine.generate(["Question: Ann has 3 apples."], GREEDY, timeout=60)[0].token_ids)
+            if settings["method"] == "eagle":
+                assert engine.config.draft == str(tmp_path / "eagle3")
+                assert engine.stats()["drafted"] > 0
+    assert found[0] == found[1]

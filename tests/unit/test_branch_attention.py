@@ -56,7 +56,8 @@ def test_equals_one_masked_attention(
         assert packed.can_split
     assert split_by_branch(allowed, lengths, CPU) is not None
     torch.testing.assert_close(logits[0], logits[1], atol=2e-5, rtol=1e-5)
-    wrong = packed.forward(token_ids, positions, slots, np.roll(allowed, 1, axis=0) | allowed, range(len(slots)), lengths)
+    more = np.roll(allowed, 1, axis=0) | allowed
+    wrong = packed.forward(token_ids, positions, slots, more, range(len(slots)), lengths)
     assert (wrong - logits[0]).abs().max() > 1e-3
 
 
