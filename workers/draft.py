@@ -13,7 +13,15 @@ import numpy as np
 import torch
 import zmq
 
-from seedmp.decoding.propose import Children, DraftLaw, likeliest, noise_size, propose_children, propose_coupled
+from seedmp.decoding.propose import (
+    Children,
+    DraftLaw,
+    confidence_temperature,
+    likeliest,
+    noise_size,
+    propose_children,
+    propose_coupled,
+)
 from seedmp.errors import ProtocolError
 from seedmp.ipc.arena import publish_barrier
 from seedmp.ipc.channel import DealerChannel
@@ -54,7 +62,8 @@ class _Way:
     @classmethod
     def of(cls, task: DraftTask) -> _Way:
         if task.adaptive is not None:
-            return cls(ProposalKind.DETERMINISTIC, 1.0, False, task.adaptive.layer_width)
+            confidence = confidence_temperature(task.draft_temperature)
+            return cls(ProposalKind.DETERMINISTIC, confidence, False, task.adaptive.layer_width)
         return cls(task.kind, task.draft_temperature, task.shared_noise, 0)
 
 
@@ -226,7 +235,7 @@ class TreeDrafter:
                 self._add_children(alone, way, chosen)
 
     def _add_candidates(self, growing: list[_Growing], way: _Way, logits: torch.Tensor) -> None:
-        token_ids, log_probs = likeliest(logits, way.layer_width, self.packed.vocab_size)
+        token_ids, log_probs = likeliest(logits, way.layer_width, self.packed.vocab_size, way.temperature)
         at = 0
         for g in growing:
             rows = slice(at, at + g.num_rows)

@@ -78,7 +78,7 @@ class HeadDrafter(TreeDrafter):
         return logits
 
     def _add_candidates(self, growing: list[_Growing], way: _Way, logits: torch.Tensor) -> None:
-        token_ids, log_probs = likeliest(logits, way.layer_width, None)
+        token_ids, log_probs = likeliest(logits, way.layer_width, None, way.temperature)
         at = 0
         for g in growing:
             rows = slice(at, at + g.num_rows)

@@ -18,6 +18,7 @@ from seedmp.token_tree.tree import ProposalKind
 # Every kept token gets at least this much: so a draw without replacement never runs out of
 # mass, and the law that is shipped is the law that was drawn from even where softmax underflows.
 MIN_DRAFT_PROB = 1e-30
+GREEDY_CONFIDENCE = 0.7  # temperature of a draft's confidence where the target is greedy
 
 
 @dataclass(frozen=True)
@@ -163,16 +164,28 @@ def propose_coupled(
     return top_ids
 
 
-def likeliest(logits: torch.Tensor, num_candidates: int, vocab_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """[R, k] ids and float32 log-probabilities of each row's likeliest tokens, at temperature 1.
+def confidence_temperature(temperature: float) -> float:
+    """At which a draft's probabilities are closest to the chance of being accepted, for a sampling temperature.
+
+    At 1 they are that chance. A greedy target agrees with the draft's first choice more often than they say; the
+    scale is the one of least cross-entropy on the bundled pair (temperature scaling: Guo et al. 2017, §4.2).
+    """
+    return GREEDY_CONFIDENCE + (1 - GREEDY_CONFIDENCE) * temperature
+
+
+def likeliest(
+    logits: torch.Tensor, num_candidates: int, vocab_size: int | None, temperature: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """[R, k] ids and float32 log-probabilities of each row's likeliest tokens.
 
     Args:
         logits: [R, V] any float dtype.
         num_candidates: k; fewer if there are fewer tokens.
         vocab_size: real tokens, or None.
+        temperature: of the probabilities, > 0.
 
     Runs in: draft process.
     """
-    log_probs = logits.detach()[:, :vocab_size].float().log_softmax(-1)
+    log_probs = (logits.detach()[:, :vocab_size].float() / temperature).log_softmax(-1)
     top = log_probs.topk(min(num_candidates, log_probs.shape[1]), dim=-1)
     return top.indices.cpu().numpy(), top.values.cpu().numpy()

@@ -12,6 +12,7 @@ from seedmp.decoding.propose import (
     MIN_DRAFT_PROB,
     Children,
     DraftLaw,
+    confidence_temperature,
     likeliest,
     noise_size,
     propose_children,
@@ -177,3 +178,13 @@ def test_the_likeliest_tokens_are_those_of_temperature_1_without_padding() -> No
     assert token_ids[:, 0].tolist() == expected.argmax(-1).tolist()
     assert (np.diff(log_probs) <= 0).all()
     assert likeliest(logits, 99, 18)[0].shape == (3, 18)
+
+
+def test_confidence_sharpens_where_the_target_is_greedy() -> None:
+    assert [confidence_temperature(t) for t in (0.0, 1.0)] == pytest.approx([0.7, 1.0])
+    logits = torch.randn(3, 20)
+    ids, plain = likeliest(logits, 20, None)
+    sharp_ids, sharp = likeliest(logits, 20, None, 0.7)
+    assert (ids == sharp_ids).all()
+    np.testing.assert_allclose(np.exp(sharp).sum(1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(np.diff(sharp), np.diff(plain) / 0.7, rtol=1e-3, atol=1e-5)
