@@ -21,7 +21,8 @@ from seedmp.profiling.gpus import GpuMeter
 from seedmp.trace import Activity
 
 PERIOD_S = 0.1
-SLOW_S = 2.0
+SLOW_S = 2.0  # between looks at USS and PSS, at least: the kernel walks the page tables for them
+MAX_SLOW_SHARE = 0.01  # of the time, for these looks
 PROC = Path("/proc")
 QUEUE = int(Activity.QUEUE)
 
@@ -224,10 +225,12 @@ class Sampler:
         next_slow_s = time.monotonic() + self.slow_s
         while not self._stop.wait(self.period_s):
             self._discover()
-            slow = time.monotonic() >= next_slow_s
-            if slow:
-                next_slow_s = time.monotonic() + self.slow_s
+            began_s = time.monotonic()
+            slow = began_s >= next_slow_s
             self._look(slow=slow)
+            if slow:
+                took_s = time.monotonic() - began_s
+                next_slow_s = began_s + max(self.slow_s, took_s / MAX_SLOW_SHARE)
 
     def _discover(self) -> None:
         for path in self.folder.glob(f"*{SUFFIX}"):
