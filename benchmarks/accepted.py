@@ -61,7 +61,7 @@ def plan(options: Options) -> Plan:
     num_prompts, num_other = options.pick((24, 12), (6, 4), (2, 2))
     max_tokens = options.pick(96, 32, 16)
     tasks = options.pick(paper.TASKS, paper.TASKS, ("blocksworld",))
-    temperatures = options.pick((0.0, 0.6, 1.0), (0.0, 1.0), (0.0,))
+    temperatures = options.pick((0.0, 0.6, 1.0), (0.0,), (0.0,))
     encoder = Encoder(options)
     texts = {task: split_prompts(options, encoder, task, num_prompts, num_other) for task in tasks}
     calibrations = {
