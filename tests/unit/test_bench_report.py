@@ -135,7 +135,7 @@ def test_fill_replaces_what_is_between_the_marks(tmp_path: Path) -> None:
         fill(page.replace(" peers ", " scale "), tmp_path, report.tables_of)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md", "docs/methods.md"])
 def test_tables_of_our_pages_are_generated(name: str) -> None:
     page = (ROOT / name).read_text()
     assert fill(page, ROOT / "benchmarks", report.tables_of) == page, f"run: seedmp bench tables {name}"
