@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 NAME = "seedmp_branches"
 MIN_SAVED = 1 << 14  # row-column pairs, the unit of cost here
@@ -62,15 +63,17 @@ def split_by_branch(allowed: np.ndarray, lengths: Sequence[int], device: torch.d
         lengths: rows of each branch, in order; their sum is T.
         device: of the index tensors.
     """
-    if len(lengths) < 2:
+    lengths = [length for length in lengths if length]
+    if len(lengths) < 2 or allowed.size < MIN_SAVED:
         return None
     ends = np.cumsum(lengths)
-    groups = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True) if length]
-    seen = [np.flatnonzero(allowed[rows].any(axis=0)) for rows in groups]
-    wanted = sum(len(rows) * len(slots) for rows, slots in zip(groups, seen, strict=True))
-    together = len(allowed) * int(allowed.any(axis=0).sum())
+    seen_by = np.logical_or.reduceat(allowed, np.concatenate([[0], ends[:-1]]), axis=0)
+    seen = [np.flatnonzero(own) for own in seen_by]
+    wanted = sum(length * len(slots) for length, slots in zip(lengths, seen, strict=True))
+    together = len(allowed) * int(seen_by.any(axis=0).sum())
     if together < wanted + COLUMN_COST * sum(map(len, seen)) + MIN_SAVED:
         return None
+    groups = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     width = max(map(len, seen))
     columns = np.zeros((len(allowed), width), dtype=np.int64)
     own = np.zeros((len(allowed), width), dtype=bool)
@@ -171,3 +174,4 @@ def _gather(by_row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 AttentionInterface.register(NAME, branch_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # for who calls the model without a mask of ours
