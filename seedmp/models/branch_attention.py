@@ -154,18 +154,37 @@ def branch_attention(
     """
     split = _SPLIT.get()
     if split is None or attention_mask is None:
-        plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return plain
+        return _attend(module, query, key, value, attention_mask, **kwargs)
     by_slot = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [S, H, D], as they lie in the arena
     by_row = query[0].transpose(0, 1)
     result = torch.empty_like(by_row, memory_format=torch.contiguous_format)
     for bucket in split.buckets:
         keys, values = (_gather(slots, bucket.columns) for slots in by_slot)
         mask = attention_mask[0, 0, :, : bucket.columns.shape[1]][bucket.rows][:, None]
-        attended, _ = sdpa_attention_forward(module, _gather(by_row, bucket.rows), keys, values, mask, **kwargs)
+        attended, _ = _attend(module, _gather(by_row, bucket.rows), keys, values, mask, **kwargs)
         rows = bucket.rows.flatten()[bucket.places]
         result.index_copy_(0, rows, attended.flatten(0, 1)[bucket.places].to(result.dtype))
     return result[None], None
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention; one bfloat16 row on a CPU is asked twice, which takes torch 2.13 half the time or less.
+
+    Its products with one row go through a slower kernel than with two: 147 against 57 us for 200 columns, 12 heads
+    of 64, with equal results.
+    """
+    lonely = query.shape[2] == 1 and mask is not None and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    if lonely:
+        query = torch.cat([query, query], dim=2)
+    attended, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    return attended[:, :1] if lonely else attended, None
 
 
 def _gather(by_row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -84,3 +84,23 @@ def test_every_row_is_in_one_bucket() -> None:
 @pytest.mark.parametrize("lengths", [[], [8], [4, 4]], ids=str)
 def test_not_divided_where_it_saves_little(lengths: list[int]) -> None:
     assert split_by_branch(np.ones((8, 300), dtype=bool), lengths, CPU) is None
+
+
+class GroupedLayer(torch.nn.Module):
+    """What sdpa_attention_forward asks of a layer."""
+
+    num_key_value_groups = 2
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_row_asked_twice_is_attended_as_one(batch: int, dtype: torch.dtype) -> None:
+    keys, values = torch.randn(2, batch, 2, 40, 8).to(dtype)
+    query = torch.randn(batch, 4, 1, 8).to(dtype)
+    mask = torch.zeros(batch, 1, 1, 40, dtype=dtype)
+    mask[..., 25:] = torch.finfo(dtype).min
+    attended, _ = branch_attention.branch_attention(GroupedLayer(), query, keys, values, mask)
+    whole = [x[:, :, :25].repeat_interleave(2, dim=1).double() for x in (keys, values)]
+    expected = torch.nn.functional.scaled_dot_product_attention(query.double(), *whole).transpose(1, 2)
+    assert attended.shape == expected.shape == (batch, 1, 4, 8)
+    torch.testing.assert_close(attended.double(), expected, atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2)
