@@ -1,9 +1,10 @@
 """Question: how far is the simulator from real runs? ``python -m seedmp.tuning.check --json FILE``
 
-Twelve settings of drafts, k_config and policy on the bundled pair, the target inflated. Prices are measured first,
-each model alone (``measure_costs``); the verifier's overheads and the acceptance come from two more runs, one with
-chains and one with trees. Then every setting runs ``repeats`` times, and its median tokens/s is compared with what is
-simulated: error = simulated ÷ real − 1.
+Twelve settings of drafts, k_config and policy on the bundled pair, the target inflated. The verifier's overheads and
+the acceptance come from two runs, one with chains and one with trees. Each setting then runs ``repeats`` times, and its
+median tokens/s is compared with the mean of eight simulations: error = simulated ÷ real − 1. Prices are those of each
+model alone (``measure_costs``), measured before and after every setting: a shared machine is not as fast at ten as it
+was at nine.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from seedmp.engine import Engine
 from seedmp.measure import describe_node, measure
 from seedmp.models import pair
 from seedmp.sampling import SamplingParams
-from seedmp.tuning.costs import Costs, chain_acceptance, load_costs
-from seedmp.tuning.measure import measure_costs
+from seedmp.tuning.costs import Costs, Curve, chain_acceptance, load_costs
+from seedmp.tuning.measure import LoadedPair, measure_costs, num_slots
 from seedmp.tuning.simulate import Workload, simulate
 
 DRAFTS, POLICIES = (1, 2, 3), ("fcfs", "fcfs-batch")
 CHAIN, TREE = (1, 1, 1), (2, 2, 1)
 PROMPT = "Question: There are {} birds and {} fish. How many animals?\nAnswer:"
 TIMEOUT_S = 600.0
+NUM_SEEDS = 8
 
 
 def second_child(first: float, mean_accepted: float) -> float:
@@ -61,19 +63,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens, ignore_eos=True, seed=0)
     prompts = [PROMPT.format(i, i + 2) for i in range(args.branches)]
     config = EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT), **common)
-    costs = _with_run(measure_costs(config), common, prompts, params)
+    known = _known_from_runs(common, prompts, params)
+    loaded = LoadedPair.load(config, num_slots())
+    prices = measure_costs(config, temperature=0.0, loaded=loaded)
     rows: list[dict[str, Any]] = []
     for drafts, k_config, policy in itertools.product(DRAFTS, (CHAIN, TREE), POLICIES):
         settings: dict[str, Any] = {"num_drafts": drafts, "k_config": k_config, "policy": policy}
         with Engine(**settings, **common) as engine:
             prompt_len = len(engine.encode(prompts[0], special=True))
             runs = [measure(engine, prompts, params, TIMEOUT_S) for _ in range(args.repeats + 1)][1:]  # one warms up
-            work = Workload(args.branches, prompt_len, 0, args.max_tokens)
-            simulated = simulate(engine.config, costs, work, hardware="cpu" if costs.cores else "gpu")
+            engine_config = engine.config
+        before, prices = prices, measure_costs(config, temperature=0.0, loaded=loaded)
+        costs = replace(_between(before, prices), **known)
+        simulated = statistics.mean(
+            simulate(
+                engine_config, costs, Workload(args.branches, prompt_len, 0, args.max_tokens, seed),
+                hardware="cpu" if costs.cores else "gpu",
+            ).tokens_per_s
+            for seed in range(NUM_SEEDS)
+        )  # fmt: skip
         real = statistics.median(run.tokens_per_s for run in runs)
-        error = simulated.tokens_per_s / real - 1
-        rows.append({**settings, "real": real, "simulated": simulated.tokens_per_s, "error": error})
-        told = f"real {real:7.1f} simulated {simulated.tokens_per_s:7.1f} {error:+.1%}"
+        error = simulated / real - 1
+        rows.append({**settings, "real": real, "simulated": simulated, "prices": costs.to_plain(), "error": error})
+        told = f"real {real:7.1f} simulated {simulated:7.1f} {error:+.1%}"
         print(f"{drafts} drafts {k_config} {policy:10} {told}", flush=True)
     worst = max(abs(row["error"]) for row in rows)
     print(f"largest error {worst:.1%}, median {statistics.median(abs(row['error']) for row in rows):.1%}")
@@ -82,7 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = {
             "rows": rows,
             "worst": worst,
-            "costs": costs.to_plain(),
             "settings": settings,
             "node": describe_node(),
         }
@@ -90,7 +101,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _with_run(costs: Costs, common: dict[str, Any], prompts: Sequence[str], params: SamplingParams) -> Costs:
+def _between(before: Costs, after: Costs) -> Costs:
+    """The mean of two measurements of the same sizes."""
+
+    def mean(first: Curve, second: Curve) -> Curve:
+        return Curve(first.sizes, tuple((a + b) / 2 for a, b in zip(first.ms, second.ms, strict=True)))
+
+    return replace(before, target=mean(before.target, after.target), draft=mean(before.draft, after.draft))
+
+
+def _known_from_runs(common: dict[str, Any], prompts: Sequence[str], params: SamplingParams) -> dict[str, Any]:
     """Overheads and acceptance, of one run with chains and one with trees."""
     lengths = []
     with tempfile.TemporaryDirectory() as folder:
@@ -104,10 +124,11 @@ def _with_run(costs: Costs, common: dict[str, Any], prompts: Sequence[str], para
         seen = load_costs(folder)
     first = chain_acceptance(lengths[1], len(CHAIN))
     second = second_child(first, lengths[0])
-    return replace(
-        costs, forward_overhead_ms=seen.forward_overhead_ms, branch_overhead_ms=seen.branch_overhead_ms,
-        acceptance=((first, second),),
-    )  # fmt: skip
+    return {
+        "forward_overhead_ms": seen.forward_overhead_ms,
+        "branch_overhead_ms": seen.branch_overhead_ms,
+        "acceptance": ((first, second),),
+    }
 
 
 if __name__ == "__main__":

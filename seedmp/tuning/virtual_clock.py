@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,10 +14,15 @@ MAX_EVENTS = 50_000_000
 
 @dataclass
 class Resource:
-    """Cores or a GPU. Jobs progress alike, at capacity ÷ demand if that is less than 1."""
+    """Cores or a GPU. Jobs progress alike, at capacity ÷ demand if that is less than 1.
+
+    While a job of several threads is among them, all go at the speed of the fullest core, as such a job waits for its
+    slowest thread.
+    """
 
     capacity: float
     demand: int = 0
+    teams: int = 0  # jobs of several threads
     progress_ms: float = 0.0  # work that a job present all the time would have done
     at_ms: float = 0.0
     version: int = 0  # of the rate; completions planned at an older one are void
@@ -28,7 +34,9 @@ class Resource:
 
     @property
     def rate(self) -> float:
-        return min(1.0, self.capacity / self.demand) if self.demand else 1.0
+        if self.demand <= self.capacity:
+            return 1.0
+        return 1.0 / math.ceil(self.demand / self.capacity) if self.teams else self.capacity / self.demand
 
 
 class VirtualClock:
@@ -57,6 +65,7 @@ class VirtualClock:
         self._order += 1
         heapq.heappush(resource.jobs, (resource.progress_ms + cost_ms, self._order, threads, done))
         resource.demand += threads
+        resource.teams += threads > 1
         self._plan(resource)
 
     def run(self) -> None:
@@ -80,5 +89,6 @@ class VirtualClock:
         resource.advance(self.now_ms)
         _, _, threads, done = heapq.heappop(resource.jobs)
         resource.demand -= threads
+        resource.teams -= threads > 1
         self._plan(resource)
         done()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,14 +14,6 @@ from seedmp.models.pair import DRAFT, TARGET
 QUESTION = "Question: Mia has 12 apples and buys 3 bags of 5 apples. How many apples does she have?\nAnswer:"
 MAX_DIFF = 1e-4  # of float32 logits of size about 10
 WIDE_HEADS = Shape(320, 7, 5, 128, 700, 5000)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def load(path: object) -> LlamaForCausalLM:

@@ -91,8 +91,18 @@ def test_jobs_share_what_they_compete_for() -> None:
     clock.work(cores, 2, 10.0, lambda: ends.__setitem__("target", clock.now_ms))
     clock.at(4.0, lambda: clock.work(cores, 1, 4.0, lambda: ends.__setitem__("draft", clock.now_ms)))
     clock.run()
-    # Alone to 4; then three threads on two cores: 4 ms of drafting take 6; the target's last 2 are alone.
-    assert ends == pytest.approx({"draft": 10.0, "target": 12.0})
+    # Alone to 4; then one core has two threads, and the target waits for its slower half: 4 ms of drafting take 8.
+    assert ends == pytest.approx({"draft": 12.0, "target": 14.0})
+
+
+def test_jobs_of_one_thread_move_between_the_cores() -> None:
+    clock = VirtualClock()
+    ends: list[float] = []
+    cores = clock.resource(2.0)
+    for _ in range(3):
+        clock.work(cores, 1, 4.0, lambda: ends.append(clock.now_ms))
+    clock.run()
+    assert ends == pytest.approx([6.0, 6.0, 6.0])
 
 
 # --- runs ----------------------------------------------------------------------------------------
