@@ -64,6 +64,7 @@ from seedmp.models.load import (
     load_tokenizer,
 )
 from seedmp.models.packed import PackedModel, max_positions
+from seedmp.models.prepack import prepack_linears
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.trace import Activity
 from seedmp.workers.draft import DraftServer, TreeDrafter
@@ -171,6 +172,7 @@ class Supervisor:
             self._start_verifier(group)
         if self.config.drafts_per_group and self.placement.target == "cpu":
             model = self._load_draft("cpu")
+            prepack_linears(model)
             check_shared_memory(sum(weight.nbytes for weight in model.parameters()))
             model.share_memory()
             for index, planned in enumerate(self.shared):
@@ -252,6 +254,7 @@ class Supervisor:
         config, device = self.config, self.placement.target
         torch.set_num_threads(config.threads()[0])
         model = load_model(self.target_spec, self.dtype, device)
+        prepack_linears(model)
         arena = allocate_on(layout_for(model.config, config.kv_slots, self.dtype), device)
         tensors: tuple[CudaTensor, ...] = ()
         owned: list[Any] = []  # exported GPU memory lives as long as this process

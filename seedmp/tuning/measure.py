@@ -21,6 +21,7 @@ from seedmp.ipc.arena import allocate_on, layout_for
 from seedmp.ipc.messages import DraftTask
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model
 from seedmp.models.packed import PackedModel
+from seedmp.models.prepack import prepack_linears
 from seedmp.system import usable_cores
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.tree import ProposalKind
@@ -182,6 +183,7 @@ def _fill(packed: PackedModel, context_len: int) -> None:
 
 def _packed(spec: ModelSpec, dtype: torch.dtype, device: str, num_slots: int, vocab_size: int) -> PackedModel:
     model: Any = load_model(spec, dtype, device)
+    prepack_linears(model)
     return PackedModel(model, allocate_on(layout_for(model.config, num_slots, dtype), device), vocab_size)
 
 
