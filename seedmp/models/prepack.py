@@ -42,6 +42,8 @@ def prepack_linears(model: torch.nn.Module) -> int:
     """
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return 0
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):  # torch's own, and not public
+        return 0
     dtypes = {torch.float32}
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         dtypes.add(torch.bfloat16)
