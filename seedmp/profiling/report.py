@@ -138,19 +138,17 @@ def costs(data: ProfileData) -> Costs | None:
     if target is None or draft is None:
         return None
     rounds, forwards = max(1.0, data.stats.get("rounds", 1.0)), max(1.0, data.stats.get("forwards", 1.0))
-    by_branch_ms = sum(_usual_ms(verifiers, a) for a in (Activity.RESAMPLE, Activity.COMMIT, Activity.IPC))
+    by_branch_ms = sum(_spent_ms(verifiers, a) for a in (Activity.RESAMPLE, Activity.COMMIT, Activity.IPC))
     threads = data.config.threads()
     accepted = chain_acceptance(data.stats.get("accepted", 0.0) / rounds, tree.depth)
     return Costs(
-        target, draft, _usual_ms(verifiers, Activity.SCHEDULE) / forwards, by_branch_ms / rounds,
+        target, draft, _spent_ms(verifiers, Activity.SCHEDULE) / forwards, by_branch_ms / rounds,
         target_threads=threads[0], draft_threads=threads[1], acceptance=((round(accepted, 4),),), where=data.node,
     )  # fmt: skip
 
 
-def _usual_ms(processes: list[ProcessRecord], activity: Activity) -> float:
-    """The time of an activity if each span had taken the median: what somebody else's work delayed is left out."""
-    times = [ms for _, ms in _samples(processes, activity, 1)]
-    return sorted(times)[len(times) // 2] * len(times) if times else 0.0
+def _spent_ms(processes: list[ProcessRecord], activity: Activity) -> float:
+    return sum(ms for _, ms in _samples(processes, activity, 1))
 
 
 def _samples(processes: list[ProcessRecord], activity: Activity, parts: int) -> list[tuple[int, float]]:

@@ -36,12 +36,14 @@ class Outlook:
         max_rows: rows of one forward.
         expected_ready_ns: when the proposals that are being drafted should be ready; to be read once, at need.
         forward_ns: time of a small forward, 0 when unknown.
+        free_ns: when the last forward ended.
     """
 
     now_ns: int
     max_rows: int
     expected_ready_ns: Iterable[int]
     forward_ns: int
+    free_ns: int
 
 
 class Policy(Protocol):
@@ -63,8 +65,9 @@ class FcfsBatch:
     """The first-come prefix of the queue in one forward.
 
     A forward costs a fixed part, about the time of a small one. So it pays to hold the queue for a
-    proposal that is expected sooner than that, and never longer: with drafting slower than a small
-    forward, two groups alternate of themselves, one drafting while the other is verified.
+    proposal that is expected sooner than that, and never longer, counted from when the first of the
+    queue could have been served: with drafting faster than a small forward, groups that have come
+    apart meet again; with slower drafting they alternate, one drafting while the other is verified.
     """
 
     def select(self, queue: Sequence[QueueItem], outlook: Outlook) -> Selection:
@@ -73,7 +76,7 @@ class FcfsBatch:
             if num_items and num_rows + item.num_rows > outlook.max_rows:
                 return Selection(num_items)
             num_items, num_rows = num_items + 1, num_rows + item.num_rows
-        latest = queue[0].ready_ns + outlook.forward_ns
+        latest = max(queue[0].ready_ns, outlook.free_ns) + outlook.forward_ns
         if outlook.now_ns < latest and queue[0].is_proposal:
             soon = [at_ns for at_ns in outlook.expected_ready_ns if at_ns <= latest]
             if soon:

@@ -176,6 +176,7 @@ class Scheduler:
         self._by_features = config.method is Method.EAGLE  # drafts read the target's hidden states
         self._draft_ns = 0.0
         self._forward_ns: deque[int] = deque(maxlen=COST_MEMORY)
+        self._free_ns = 0  # when the last forward ended
         self._log: deque[tuple[int, int, str]] = deque(maxlen=4096)
         self._handlers: dict[type, Callable[..., list[Action]]] = {
             BranchSubmitted: self._on_submitted,
@@ -350,6 +351,7 @@ class Scheduler:
             raise InvalidTransitionError("a forward finished that was never ordered")
         segments, self.forward = self.forward, None
         self._forward_ns.append(event.elapsed_ns)
+        self._free_ns = now_ns
         self.counters["forwards"] += 1
         self.counters["forward_rows"] += sum(len(s.chain_ids) + len(s.tree) for s in segments)
         by_branch = {segment.branch_id: segment for segment in segments}
@@ -704,7 +706,7 @@ class Scheduler:
                 for lease in self.leases.values()
                 if lease.branch_id in self.branches and len(lease.pending_ids) <= MIN_SHARED_TOKENS
             )
-            outlook = Outlook(now_ns, max_rows, expected, min(self._forward_ns, default=0))
+            outlook = Outlook(now_ns, max_rows, expected, min(self._forward_ns, default=0), self._free_ns)
             selection = self.policy.select(queue, outlook)
             if not selection.num_items:
                 return [] if selection.hold_until_ns is None else [WakeAt(selection.hold_until_ns)]

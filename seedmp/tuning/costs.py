@@ -53,6 +53,10 @@ class Curve:
             return ms[-1] + max(0.0, slope) * (size - sizes[-1])
         return ms[right - 1] + slope * (size - sizes[right - 1])
 
+    def less(self, ms: Sequence[float]) -> Curve:
+        """Each point so much lower, and not below 0."""
+        return Curve(self.sizes, tuple(max(0.0, old - cut) for old, cut in zip(self.ms, ms, strict=True)))
+
     @classmethod
     def from_samples(cls, samples: Sequence[tuple[int, float]]) -> Curve | None:
         """Medians by size, pooled by their numbers where they fall (isotonic regression); None without samples."""

@@ -22,16 +22,21 @@ from seedmp.ipc.messages import DraftTask
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model
 from seedmp.models.packed import PackedModel
 from seedmp.models.prepack import prepack_linears
+from seedmp.sampling import SamplingParams
+from seedmp.scheduler.actions import Segment
 from seedmp.system import usable_cores
 from seedmp.token_tree.growmap import Growmap
-from seedmp.token_tree.tree import ProposalKind
+from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
 from seedmp.tuning.costs import Costs, Curve
 from seedmp.workers.draft import TreeDrafter
 from seedmp.workers.supervisor import resolve_dtypes
+from seedmp.workers.target import TargetRunner
 
 ROWS = (*range(1, 13), 14, 16, 20, 24, 32, 48, 64, 96, 128)  # the first ones singly: kernels prefer some counts
 BRANCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 CONTEXT = 64
+SPREAD = 3  # slots from one token of a context to the next
+LONGER, CONTEXT_ROWS = 8, 16  # contexts to compare; rows
 DEEP, FLAT = 4, 1  # levels; their difference is free of what a round pays once
 
 
@@ -92,13 +97,18 @@ def measure_costs(
     try:
         torch.set_num_threads(target_threads)
         target = measure_target(loaded.target, rows, context_len, repeats)
+        context_ms = measure_context(loaded.target, context_len, repeats)
+        target = target.less([context_ms * size * context_len / 1000 for size in target.sizes])
         torch.set_num_threads(draft_threads)
         draft = measure_draft(loaded.draft, branches, context_len, config.draft_top_m, repeats, temperature)
     finally:
         torch.set_num_threads(before)
     cores = usable_cores() if loaded.target.device.type == "cpu" else 0.0
     where = {"target": config.target, "target_shape": config.target_shape or "", "dtype": str(loaded.dtype)}
-    return Costs(target, draft, target_threads=target_threads, draft_threads=draft_threads, cores=cores, where=where)
+    return Costs(
+        target, draft, context_ms=context_ms, target_threads=target_threads, draft_threads=draft_threads, cores=cores,
+        where=where,
+    )  # fmt: skip
 
 
 def num_slots(rows: Sequence[int] = ROWS, branches: Sequence[int] = BRANCHES, context_len: int = CONTEXT) -> int:
@@ -107,20 +117,43 @@ def num_slots(rows: Sequence[int] = ROWS, branches: Sequence[int] = BRANCHES, co
 
 
 def measure_target(packed: PackedModel, rows: Sequence[int], context_len: int = CONTEXT, repeats: int = 7) -> Curve:
-    """A forward by rows: each row a token after the same context, all of their logits wanted.
+    """A forward by rows, as a round runs it: one branch, a last token and a chain of drafts, all logits wanted.
 
-    Medians as they are: with float32 on a CPU, 12 rows may take less time than 11.
+    The branch's slots lie among those of others. Medians as they are: with float32 on a CPU, 12 rows may take less
+    time than 11.
     """
-    _fill(packed, context_len)
+    runner = TargetRunner(packed)
+    spread = max(1, min(SPREAD, (packed.cache.arena.shape[2] - max(rows)) // context_len))
+    _fill(packed, context_len * spread)
 
     def forward(num: int) -> Callable[[], None]:
-        allowed = np.zeros((num, context_len + num), dtype=bool)
-        allowed[:, :context_len] = True
-        allowed[:, context_len:] = np.tri(num, dtype=bool)
-        slots = range(context_len, context_len + num)
-        return lambda: _wait(packed.forward([1] * num, list(slots), list(slots), allowed, range(num)))
+        segment = _segment(num, range(0, context_len * spread, spread), context_len * spread)
+        return lambda: _wait(runner.forward([segment]))
 
     return _curve({num: forward(num) for num in rows}, repeats)
+
+
+def measure_context(packed: PackedModel, context_len: int = CONTEXT, repeats: int = 7) -> float:
+    """``Costs.context_ms``: what a row pays for 1000 more tokens before it; 0 where there are no slots to try."""
+    longer = min(LONGER * context_len, packed.cache.arena.shape[2] - CONTEXT_ROWS)
+    if longer < 2 * context_len:
+        return 0.0
+    runner = TargetRunner(packed)
+
+    def forward(length: int) -> Callable[[], None]:
+        segment = _segment(CONTEXT_ROWS, range(length), length)
+        return lambda: _wait(runner.forward([segment]))
+
+    times = _times({length: forward(length) for length in (context_len, longer)}, repeats)
+    short, long = (statistics.median(times[length]) for length in (context_len, longer))
+    return max(0.0, long - short) / (CONTEXT_ROWS * (longer - context_len)) * 1000
+
+
+def _segment(num_rows: int, context: range, first_slot: int) -> Segment:
+    """A branch with a last token and ``num_rows - 1`` draft tokens below each other."""
+    tree = TokenTree((1,) * (num_rows - 1), tuple(range(NO_PARENT, num_rows - 2)), ProposalKind.DETERMINISTIC)
+    slots = tuple(range(first_slot, first_slot + num_rows))
+    return Segment(0, tuple(context), len(context), (1,), slots[:1], True, False, tree, slots[1:], 0, SamplingParams())
 
 
 def measure_draft(

@@ -28,6 +28,7 @@ from seedmp.tuning.virtual_clock import Resource, VirtualClock
 MAX_CHILDREN = 64
 FIRST_OWN_TOKEN = 1 << 20  # tokens below are the common prompt's
 MAX_PROMPT = 1 << 16
+MIN_SAVED, COLUMN_COST = 1 << 14, 64  # as in seedmp.models.branch_attention, which imports torch
 HARDWARE = ("cpu", "gpu", "gpus", "ideal")
 
 
@@ -319,8 +320,7 @@ class _Group:
         verified = [s for s in segments if s.verify]
         cost_ms = costs.target.at(num_rows)
         if costs.context_ms:
-            seen = sum((len(s.chain_ids) + len(s.tree)) * len(s.context_slots) for s in segments)
-            cost_ms += costs.context_ms * seen / 1000
+            cost_ms += costs.context_ms * _pairs(segments) / 1000
         overhead_ms = costs.forward_overhead_ms + costs.branch_overhead_ms * len(verified)
 
         def computed() -> None:
@@ -374,6 +374,14 @@ class _Group:
             tokens = tuple(first + rank for rank in shape.ranks)
             self._trees[key] = TokenTree(tokens, shape.parents, ProposalKind.DETERMINISTIC)
         return self._trees[key]
+
+
+def _pairs(segments: tuple[actions.Segment, ...]) -> int:
+    """(row, context token) pairs that are attended for: every row with all contexts, or branch by branch."""
+    rows = [len(s.chain_ids) + len(s.tree) for s in segments]
+    contexts = [len(s.context_slots) for s in segments]
+    by_branch = sum(a * b for a, b in zip(rows, contexts, strict=True)) + COLUMN_COST * sum(contexts) + MIN_SAVED
+    return min(sum(rows) * sum(contexts), by_branch)
 
 
 def simulate(config: EngineConfig, costs: Costs, work: Workload, **options: Any) -> Outcome:

@@ -15,8 +15,8 @@ def item(branch_id: int, ready_ns: int = NOW_NS, num_rows: int = 10, is_proposal
     return QueueItem(branch_id, ready_ns, num_rows, is_proposal)
 
 
-def outlook(expected: tuple[int, ...] = (), max_rows: int = 32, now_ns: int = NOW_NS) -> Outlook:
-    return Outlook(now_ns, max_rows, expected, FORWARD_NS)
+def outlook(expected: tuple[int, ...] = (), max_rows: int = 32, now_ns: int = NOW_NS, free_ns: int = 0) -> Outlook:
+    return Outlook(now_ns, max_rows, expected, FORWARD_NS, free_ns)
 
 
 def test_every_name_has_a_policy() -> None:
@@ -64,6 +64,16 @@ def test_fcfs_batch_never_holds_the_first_longer_than_a_forward() -> None:
     assert FcfsBatch().select([item(0, waiting_since)], outlook((waiting_since,))) == Selection(1)
     almost = FcfsBatch().select([item(0, waiting_since + 100)], outlook((NOW_NS - 5,)))
     assert almost == Selection(0, NOW_NS + 100)
+
+
+def test_fcfs_batch_counts_from_when_the_first_could_be_served() -> None:
+    """What waited for a forward meets those that it verified, if they are drafted sooner than another one takes."""
+    queue = [item(0, NOW_NS - 2 * FORWARD_NS)]
+    held = FcfsBatch().select(queue, outlook((NOW_NS + 4_000,), free_ns=NOW_NS))
+    assert held.num_items == 0 and held.hold_until_ns is not None and held.hold_until_ns <= NOW_NS + FORWARD_NS
+    assert FcfsBatch().select(queue, outlook((NOW_NS + FORWARD_NS + 1,), free_ns=NOW_NS)) == Selection(1)
+    later = outlook((NOW_NS,), now_ns=NOW_NS + FORWARD_NS, free_ns=NOW_NS)
+    assert FcfsBatch().select(queue, later) == Selection(1)
 
 
 def test_fcfs_batch_holds_no_prompt() -> None:

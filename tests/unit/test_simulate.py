@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from seedmp import cli
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
+from seedmp.models import branch_attention
+from seedmp.tuning import simulate as simulate_module
 from seedmp.tuning.costs import EXAMPLE, Costs, Curve, chain_acceptance, load_costs
 from seedmp.tuning.simulate import Outcome, Workload, simulate
 from seedmp.tuning.simulate_cli import read_acceptance
@@ -34,6 +37,23 @@ def test_a_curve_is_straight_between_its_points() -> None:
     curve = Curve((2, 4, 8), (10.0, 12.0, 20.0))
     assert [curve.at(size) for size in (1, 2, 3, 4, 6, 8, 10)] == [10, 10, 11, 12, 16, 20, 24]
     assert Curve((1, 2), (5.0, 3.0)).at(10) == 3.0, "it does not fall beyond its end"
+
+
+def test_a_context_is_paid_for_once() -> None:
+    curve = Curve((1, 4), (10.0, 1.0)).less([2.0, 3.0])
+    assert curve.ms == (8.0, 0.0)
+    settings: dict[str, Any] = {
+        "branches": 1,
+        "method": "ar",
+        "schedule": "serial",
+        "prompt_len": 100,
+        "max_tokens": 20,
+    }
+    more_s = sim(replace(FLAT, context_ms=1000.0), **settings).wall_s - sim(**settings).wall_s
+    assert more_s == pytest.approx(sum(range(100, 119)) / 1000)  # the prompt brings the first token
+    assert (simulate_module.MIN_SAVED, simulate_module.COLUMN_COST) == (
+        branch_attention.MIN_SAVED, branch_attention.COLUMN_COST,
+    )  # fmt: skip
 
 
 def test_samples_become_a_curve_that_rises() -> None:
