@@ -9,7 +9,10 @@ from html import escape
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 170, 44, 56
-COLOURS = ("#2563a8", "#d9730d", "#2f8f4e", "#b3374f", "#7a55b5", "#8a6d3b", "#4b9cc4", "#777777", "#c55a9d")
+COLOURS = (
+    "#2563a8", "#d9730d", "#2f8f4e", "#b3374f", "#7a55b5", "#8a6d3b", "#4b9cc4", "#777777", "#c55a9d",
+    "#9aa832", "#1c2f4a", "#e3b23c",
+)  # fmt: skip
 INK, FAINT = "#222222", "#dddddd"
 TICKS = 5
 

@@ -141,6 +141,11 @@ def test_tables_of_our_pages_are_generated(name: str) -> None:
     assert fill(page, ROOT / "benchmarks", report.tables_of) == page, f"run: seedmp bench tables {name}"
 
 
+def test_the_picture_of_the_readme_is_generated() -> None:
+    (figure,) = report.figures_of(read_report(ROOT / "benchmarks/results/peers-cpu-134m.json"))
+    assert (ROOT / "docs/peers.svg").read_text() == figure.svg, "run: seedmp bench report DIR, and copy peers.svg"
+
+
 @pytest.mark.parametrize("text", ["no json", "[]", '{"rows": 3}', '{"rows": [{"x": 1}]}'])
 def test_files_that_are_no_report_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
