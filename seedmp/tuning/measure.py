@@ -20,7 +20,7 @@ from seedmp.errors import ConfigError
 from seedmp.ipc.arena import allocate_on, layout_for
 from seedmp.ipc.messages import DraftTask
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model
-from seedmp.models.packed import PackedModel
+from seedmp.models.packed import PackedModel, max_positions
 from seedmp.models.prepack import prepack_linears
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.actions import Segment
@@ -123,7 +123,7 @@ def measure_target(packed: PackedModel, rows: Sequence[int], context_len: int = 
     time than 11.
     """
     runner = TargetRunner(packed)
-    spread = max(1, min(SPREAD, (packed.cache.arena.shape[2] - max(rows)) // context_len))
+    spread = max(1, min(SPREAD, (_longest(packed) - max(rows)) // context_len))
     _fill(packed, context_len * spread)
 
     def forward(num: int) -> Callable[[], None]:
@@ -135,7 +135,7 @@ def measure_target(packed: PackedModel, rows: Sequence[int], context_len: int = 
 
 def measure_context(packed: PackedModel, context_len: int = CONTEXT, repeats: int = 7) -> float:
     """``Costs.context_ms``: what a row pays for 1000 more tokens before it; 0 where there are no slots to try."""
-    longer = min(LONGER * context_len, packed.cache.arena.shape[2] - CONTEXT_ROWS)
+    longer = min(LONGER * context_len, _longest(packed) - CONTEXT_ROWS)
     if longer < 2 * context_len:
         return 0.0
     runner = TargetRunner(packed)
@@ -147,6 +147,11 @@ def measure_context(packed: PackedModel, context_len: int = CONTEXT, repeats: in
     times = _times({length: forward(length) for length in (context_len, longer)}, repeats)
     short, long = (statistics.median(times[length]) for length in (context_len, longer))
     return max(0.0, long - short) / (CONTEXT_ROWS * (longer - context_len)) * 1000
+
+
+def _longest(packed: PackedModel) -> int:
+    """Tokens for which there are slots and positions."""
+    return min(packed.cache.arena.shape[2], max_positions(packed.model.config))
 
 
 def _segment(num_rows: int, context: range, first_slot: int) -> Segment:
