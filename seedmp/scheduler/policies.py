@@ -78,7 +78,8 @@ class FcfsBatch:
             num_items, num_rows = num_items + 1, num_rows + item.num_rows
         latest = max(queue[0].ready_ns, outlook.free_ns) + outlook.forward_ns
         if outlook.now_ns < latest and queue[0].is_proposal:
-            soon = [at_ns for at_ns in outlook.expected_ready_ns if at_ns <= latest]
+            overdue = outlook.now_ns - outlook.forward_ns  # who is later than that may never come
+            soon = [at_ns for at_ns in outlook.expected_ready_ns if overdue <= at_ns <= latest]
             if soon:
                 return Selection(0, min(latest, max(outlook.now_ns, *soon) + outlook.forward_ns // 4))
         return Selection(num_items)

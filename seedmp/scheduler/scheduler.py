@@ -704,7 +704,9 @@ class Scheduler:
             expected = (
                 lease.sent_ns + int(self._draft_ns)
                 for lease in self.leases.values()
-                if lease.branch_id in self.branches and len(lease.pending_ids) <= MIN_SHARED_TOKENS
+                if (branch := self.branches.get(lease.branch_id)) is not None
+                and branch.task is lease
+                and len(lease.pending_ids) <= MIN_SHARED_TOKENS
             )
             outlook = Outlook(now_ns, max_rows, expected, min(self._forward_ns, default=0), self._free_ns)
             selection = self.policy.select(queue, outlook)

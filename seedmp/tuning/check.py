@@ -107,7 +107,10 @@ def _between(before: Costs, after: Costs) -> Costs:
     def mean(first: Curve, second: Curve) -> Curve:
         return Curve(first.sizes, tuple((a + b) / 2 for a, b in zip(first.ms, second.ms, strict=True)))
 
-    return replace(before, target=mean(before.target, after.target), draft=mean(before.draft, after.draft))
+    return replace(
+        before, target=mean(before.target, after.target), draft=mean(before.draft, after.draft),
+        context_ms=(before.context_ms + after.context_ms) / 2,
+    )  # fmt: skip
 
 
 def _known_from_runs(common: dict[str, Any], prompts: Sequence[str], params: SamplingParams) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Costs:
     """The price list of a machine and a pair of models.
 
     Args:
-        target: a forward of the target, by rows; all threads, nothing else running.
+        target: a forward of the target, by rows without a context; all threads, nothing else running.
         draft: one layer of drafting (a forward and choosing children), by rows.
         forward_overhead_ms: of the verifier, for each forward.
         branch_overhead_ms: of the verifier, for each branch in a forward (accept rule, commit, messages).
@@ -117,6 +117,10 @@ class Costs:
                 raise ConfigError(f"{name}={value!r}: must be a whole number from 1 to 4096")
         if not self.acceptance or not all(row and all(0 <= p <= 1 for p in row) for row in self.acceptance):
             raise ConfigError(f"acceptance {self.acceptance!r}: one row a depth, of probabilities from 0 to 1")
+
+    def target_ms(self, rows: float, context_len: int) -> float:
+        """A forward of so many rows, each after so many tokens."""
+        return self.target.at(rows) + self.context_ms * rows * context_len / 1000
 
     def accepts(self, depth: int, child: int) -> float:
         """Probability of the child-th child (from 0) at a depth (from 1), when its turn comes."""

@@ -320,7 +320,7 @@ class _Group:
         verified = [s for s in segments if s.verify]
         cost_ms = costs.target.at(num_rows)
         if costs.context_ms:
-            cost_ms += costs.context_ms * _pairs(segments) / 1000
+            cost_ms += costs.context_ms * _pairs(segments, self.work.shared_len) / 1000
         overhead_ms = costs.forward_overhead_ms + costs.branch_overhead_ms * len(verified)
 
         def computed() -> None:
@@ -376,12 +376,13 @@ class _Group:
         return self._trees[key]
 
 
-def _pairs(segments: tuple[actions.Segment, ...]) -> int:
+def _pairs(segments: tuple[actions.Segment, ...], shared_len: int) -> int:
     """(row, context token) pairs that are attended for: every row with all contexts, or branch by branch."""
     rows = [len(s.chain_ids) + len(s.tree) for s in segments]
     contexts = [len(s.context_slots) for s in segments]
     by_branch = sum(a * b for a, b in zip(rows, contexts, strict=True)) + COLUMN_COST * sum(contexts) + MIN_SAVED
-    return min(sum(rows) * sum(contexts), by_branch)
+    seen_by_any = sum(max(0, context - shared_len) for context in contexts) + min(shared_len, max(contexts))
+    return min(sum(rows) * seen_by_any, by_branch)
 
 
 def simulate(config: EngineConfig, costs: Costs, work: Workload, **options: Any) -> Outcome:

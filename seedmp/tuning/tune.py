@@ -18,7 +18,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -270,8 +270,10 @@ def tree_settings(method: str, growmap: Growmap) -> dict[str, Any]:
     return {"method": FAMILIES[method].with_growmap, "growmap": growmap.num_children}
 
 
-def estimate(options: TuneOptions, acceptance: Acceptance, prices: Mapping[Threads, Costs]) -> list[Candidate]:
-    """The best few trees of each policy, number of drafts and division of the cores."""
+def estimate(
+    options: TuneOptions, acceptance: Acceptance, prices: Mapping[Threads, Costs], context_len: int
+) -> list[Candidate]:
+    """The best few trees of each policy, number of drafts and division of the cores, after so long a context."""
     alone = options.branches == 1
     policies = (RoundPolicy.FCFS_BATCH,) if alone else (RoundPolicy.FCFS_BATCH, RoundPolicy.FCFS)
     sizes = [size for size in SIZES if size * options.branches <= max(FORWARD_TOKENS, 2 * options.branches)]
@@ -279,7 +281,10 @@ def estimate(options: TuneOptions, acceptance: Acceptance, prices: Mapping[Threa
     found = []
     for threads, costs in prices.items():
         overhead_ms = costs.forward_overhead_ms + costs.branch_overhead_ms
-        draft_time, target_time = _seconds(costs.draft.at), _seconds(costs.target.at, overhead_ms)
+        draft_time, target_time = (
+            _seconds(costs.draft.at),
+            _seconds(partial(costs.target_ms, context_len=context_len), overhead_ms),
+        )
         for policy in policies:
             for drafts in sorted({min(num, options.branches) for num in options.drafts}):
                 fleet = Fleet(options.branches, drafts)
@@ -416,7 +421,7 @@ class Tuner:
         options = self.options
         rows = ROWS if not options.quick else (1, 4, 16, 64)
         branches = BRANCHES if not options.quick else (1, 4, 12)
-        context_len = self.prompts.longest + options.max_tokens // 2
+        context_len = self._context_len()
         self.progress.step("loading both models")
         longest = self.prompts.longest + options.max_tokens
         loaded = LoadedPair.load(self.config, max(longest, num_slots(rows, branches, context_len)))
@@ -476,6 +481,10 @@ class Tuner:
             return "cpu"
         return "gpu" if placement.target in placement.drafts else "gpus"
 
+    def _context_len(self) -> int:
+        """Tokens before a round's in the middle of a text."""
+        return self.prompts.longest + self.options.max_tokens // 2
+
     # --- 3: what the simulator says ---
 
     def choose(
@@ -486,7 +495,8 @@ class Tuner:
         threads = next(iter(prices))
         plain = Candidate({"method": Method.AR.value, **common_settings(self.options, None)}, threads)
         self.progress.step("simulating")
-        candidates = [self._simulated(c) for c in (plain, *estimate(self.options, acceptance, prices))]
+        estimated = estimate(self.options, acceptance, prices, self._context_len())
+        candidates = [self._simulated(c) for c in (plain, *estimated)]
         self.progress.advance()
         return candidates, [candidates[0], *finalists(candidates[1:], self.options.num_finalists)]
 

@@ -17,7 +17,7 @@ class Resource:
     """Cores or a GPU. Jobs progress alike, at capacity ÷ demand if that is less than 1.
 
     While a job of several threads is among them, all go at the speed of the fullest core, as such a job waits for its
-    slowest thread.
+    slowest thread. Right for whole cores and few jobs besides; with a fraction of a core, or many cores, too harsh.
     """
 
     capacity: float

@@ -61,7 +61,7 @@ def test_fcfs_batch_does_not_wait_for_what_is_due_later(late_ns: int) -> None:
 
 def test_fcfs_batch_never_holds_the_first_longer_than_a_forward() -> None:
     waiting_since = NOW_NS - FORWARD_NS
-    assert FcfsBatch().select([item(0, waiting_since)], outlook((waiting_since,))) == Selection(1)
+    assert FcfsBatch().select([item(0, waiting_since)], outlook((NOW_NS,))) == Selection(1)
     almost = FcfsBatch().select([item(0, waiting_since + 100)], outlook((NOW_NS - 5,)))
     assert almost == Selection(0, NOW_NS + 100)
 
@@ -74,6 +74,12 @@ def test_fcfs_batch_counts_from_when_the_first_could_be_served() -> None:
     assert FcfsBatch().select(queue, outlook((NOW_NS + FORWARD_NS + 1,), free_ns=NOW_NS)) == Selection(1)
     later = outlook((NOW_NS,), now_ns=NOW_NS + FORWARD_NS, free_ns=NOW_NS)
     assert FcfsBatch().select(queue, later) == Selection(1)
+
+
+def test_fcfs_batch_does_not_wait_for_what_is_long_overdue() -> None:
+    """A draft that hangs must not cost every forward another one's time."""
+    queue = [item(0, NOW_NS - 2 * FORWARD_NS), item(1)]
+    assert FcfsBatch().select(queue, outlook((NOW_NS - FORWARD_NS - 1,), free_ns=NOW_NS)) == Selection(2)
 
 
 def test_fcfs_batch_holds_no_prompt() -> None:

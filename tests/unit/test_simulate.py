@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,9 @@ def test_a_context_is_paid_for_once() -> None:
     }
     more_s = sim(replace(FLAT, context_ms=1000.0), **settings).wall_s - sim(**settings).wall_s
     assert more_s == pytest.approx(sum(range(100, 119)) / 1000)  # the prompt brings the first token
+    four: Any = [SimpleNamespace(chain_ids=(1,), tree=(), context_slots=range(100))] * 4
+    assert simulate_module._pairs(four, shared_len=0) == 4 * 400, "each row with the contexts of all"
+    assert simulate_module._pairs(four, shared_len=100) == 4 * 100, "which are one where prompts are shared"
     assert (simulate_module.MIN_SAVED, simulate_module.COLUMN_COST) == (
         branch_attention.MIN_SAVED, branch_attention.COLUMN_COST,
     )  # fmt: skip
