@@ -81,7 +81,7 @@ class Costs:
     """The price list of a machine and a pair of models.
 
     Args:
-        target: a forward of the target, by rows without a context; all threads, nothing else running.
+        target: a forward of the target, by rows; all threads, nothing else running. ``context_ms`` comes on top.
         draft: one layer of drafting (a forward and choosing children), by rows.
         forward_overhead_ms: of the verifier, for each forward.
         branch_overhead_ms: of the verifier, for each branch in a forward (accept rule, commit, messages).

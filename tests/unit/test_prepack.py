@@ -1,4 +1,4 @@
-"""Prepacked linear layers compute what plain ones do, take no more memory, and are used where they pay."""
+"""Prepacked linear layers compute what plain ones do, keep no plain weight, and are used where they pay."""
 
 from __future__ import annotations
 
