@@ -61,7 +61,7 @@ class EngineSubject:
             token_bytes = 2 * shape.num_layers * shape.num_heads * shape.head_dim * size_bytes
             need_gib += groups * settings.get("kv_slots", EngineConfig("", "").kv_slots) * token_bytes / 2**30
         process_gib = CUDA_PROCESS_GIB if torch.cuda.is_available() else PROCESS_GIB
-        return float(need_gib + process_gib * (groups + num_drafts))
+        return float(need_gib + process_gib * (groups + num_drafts + 1))  # and the supervisor
 
 
 def weights_gib(shape: str | None, size_bytes: int) -> float:
@@ -86,10 +86,15 @@ def engine_subject(options: Options, **settings: Any) -> EngineSubject:
 
 
 class EnginePool:
-    """Starts subjects and keeps them; a context manager that closes all."""
+    """Starts subjects and keeps them; a context manager that closes all.
+
+    Pages of a KV arena come as it fills, so what the node calls free is promised in part: each subject that is kept
+    counts with all that it may take.
+    """
 
     def __init__(self) -> None:
         self._started: dict[Subject, Any] = {}  # least recently used first
+        self._budget_gib = 0.0  # what was free when nothing was started
 
     def __enter__(self) -> EnginePool:
         return self
@@ -110,8 +115,7 @@ class EnginePool:
             if subject in self._started:
                 result[subject] = self._started[subject] = self._started.pop(subject)
         missing = [subject for subject in subjects if subject not in result]
-        self._make_room(missing, keep=set(subjects))
-        free_gib = _free_gib() * FREE_SHARE
+        free_gib = self._make_room(missing, keep=set(subjects))
         with ThreadPoolExecutor(STARTS_AT_ONCE) as threads:
             futures = {}
             for subject in missing:
@@ -135,12 +139,25 @@ class EnginePool:
                 raise
         return result
 
-    def _make_room(self, missing: Sequence[Subject], keep: set[Subject]) -> None:
+    def _make_room(self, missing: Sequence[Subject], keep: set[Subject]) -> float:
+        """Close what is not needed now, as far as must be; GiB that may be given away."""
         need_gib = sum(subject.need_gib() for subject in missing)
+        promised_gib = {subject: self._promised_gib(subject) for subject in self._started}
+        if not promised_gib:
+            self._budget_gib = _free_gib()
+
+        def room_gib() -> float:
+            return FREE_SHARE * min(_free_gib(), self._budget_gib - sum(promised_gib.values()))
+
         for subject in [subject for subject in self._started if subject not in keep]:
-            if need_gib <= _free_gib() * FREE_SHARE:
-                return
+            if need_gib <= room_gib():
+                break
             self._started.pop(subject).close()
+            del promised_gib[subject]
+        return room_gib()
+
+    def _promised_gib(self, subject: Subject) -> float:
+        return max(subject.need_gib(), sum(self.memory_mib(subject).values()) / 2**10)
 
     def memory_mib(self, subject: Subject) -> dict[str, float]:
         """PSS by process; of peers nothing is known, they live in the benchmark's own process."""

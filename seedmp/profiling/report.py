@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -137,18 +138,34 @@ def costs(data: ProfileData) -> Costs | None:
     draft = Curve.from_samples([(round(num * rows_per_layer), ms) for num, ms in rounds_of])
     if target is None or draft is None:
         return None
-    rounds, forwards = max(1.0, data.stats.get("rounds", 1.0)), max(1.0, data.stats.get("forwards", 1.0))
-    by_branch_ms = sum(_spent_ms(verifiers, a) for a in (Activity.RESAMPLE, Activity.COMMIT, Activity.IPC))
+    by_forward_ms, by_branch_ms = _verifier_overheads(verifiers)
+    in_drafts_ms = sum(ms for _, ms in _samples(drafts, Activity.IPC, 1)) / len(rounds_of)
     threads = data.config.threads()
-    accepted = chain_acceptance(data.stats.get("accepted", 0.0) / rounds, tree.depth)
+    accepted = chain_acceptance(data.stats.get("accepted", 0.0) / max(1.0, data.stats.get("rounds", 1.0)), tree.depth)
     return Costs(
-        target, draft, _spent_ms(verifiers, Activity.SCHEDULE) / forwards, by_branch_ms / rounds,
-        target_threads=threads[0], draft_threads=threads[1], acceptance=((round(accepted, 4),),), where=data.node,
+        target, draft, by_forward_ms, by_branch_ms, in_drafts_ms, target_threads=threads[0], draft_threads=threads[1],
+        acceptance=((round(accepted, 4),),), where=data.node,
     )  # fmt: skip
 
 
-def _spent_ms(processes: list[ProcessRecord], activity: Activity) -> float:
-    return sum(ms for _, ms in _samples(processes, activity, 1))
+def _verifier_overheads(verifiers: list[ProcessRecord]) -> tuple[float, float]:
+    """(ms of a forward, ms of each branch in it): the verifier's work from a forward's end to the next one's begin."""
+    branches: list[float] = []
+    times: list[float] = []
+    for process in verifiers:
+        of_run = False  # from the first forward on
+        for kind, _, num, start, end in process.spans.tolist():
+            if kind == Activity.RESAMPLE:
+                of_run = True
+                branches.append(num)
+                times.append(0.0)
+            if of_run and kind in (Activity.RESAMPLE, Activity.COMMIT, Activity.SCHEDULE, Activity.IPC):
+                times[-1] += (end - start) / 1e6
+    if len(set(branches)) > 1:
+        by_branch, by_forward = statistics.linear_regression(branches, times)
+        if by_branch >= 0 and by_forward >= 0:
+            return by_forward, by_branch
+    return 0.0, sum(times) / max(1.0, sum(branches))
 
 
 def _samples(processes: list[ProcessRecord], activity: Activity, parts: int) -> list[tuple[int, float]]:

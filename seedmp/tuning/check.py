@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             runs = [measure(engine, prompts, params, TIMEOUT_S) for _ in range(args.repeats + 1)][1:]  # one warms up
             engine_config = engine.config
         before, prices = prices, measure_costs(config, temperature=0.0, loaded=loaded)
-        costs = replace(_between(before, prices), **known)
+        costs = _between(before, prices).with_overheads(known).with_acceptance(known.acceptance)
         simulated = statistics.mean(
             simulate(
                 engine_config, costs, Workload(args.branches, prompt_len, 0, args.max_tokens, seed),
@@ -109,29 +109,26 @@ def _between(before: Costs, after: Costs) -> Costs:
 
     return replace(
         before, target=mean(before.target, after.target), draft=mean(before.draft, after.draft),
+        draft_overhead_ms=(before.draft_overhead_ms + after.draft_overhead_ms) / 2,
         context_ms=(before.context_ms + after.context_ms) / 2,
     )  # fmt: skip
 
 
-def _known_from_runs(common: dict[str, Any], prompts: Sequence[str], params: SamplingParams) -> dict[str, Any]:
+def _known_from_runs(common: dict[str, Any], prompts: Sequence[str], params: SamplingParams) -> Costs:
     """Overheads and acceptance, of one run with chains and one with trees."""
     lengths = []
     with tempfile.TemporaryDirectory() as folder:
         for k_config in (TREE, CHAIN):
             with Engine(num_drafts=3, k_config=k_config, **common) as engine:
                 engine.generate(prompts, params, timeout=TIMEOUT_S)
-                with engine.profile(folder) as profile:
+                lengths.append(measure(engine, prompts, params, TIMEOUT_S).mean_accepted_len - 1)
+                with engine.profile(folder):  # forwards of many branches and of one tell what a branch costs
                     engine.generate(prompts, params, timeout=TIMEOUT_S)
-            assert profile.data is not None
-            lengths.append(profile.data.stats["accepted"] / profile.data.stats["rounds"])
+                    engine.generate(prompts[:1], params, timeout=TIMEOUT_S)
         seen = load_costs(folder)
     first = chain_acceptance(lengths[1], len(CHAIN))
     second = second_child(first, lengths[0])
-    return {
-        "forward_overhead_ms": seen.forward_overhead_ms,
-        "branch_overhead_ms": seen.branch_overhead_ms,
-        "acceptance": ((first, second),),
-    }
+    return seen.with_acceptance(((first, second),))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ class Costs:
         draft: one layer of drafting (a forward and choosing children), by rows.
         forward_overhead_ms: of the verifier, for each forward.
         branch_overhead_ms: of the verifier, for each branch in a forward (accept rule, commit, messages).
+        draft_overhead_ms: of a draft, for each round of drafting, however many layers and branches.
         message_ms: one way, from a send to when the other side has decoded it.
         context_ms: a forward's further time for each row and 1000 tokens of context before it.
         target_threads, draft_threads: cores that a forward keeps busy.
@@ -98,6 +99,7 @@ class Costs:
     draft: Curve
     forward_overhead_ms: float = 0.0
     branch_overhead_ms: float = 0.0
+    draft_overhead_ms: float = 0.0
     message_ms: float = 0.1
     context_ms: float = 0.0
     target_threads: int = 1
@@ -107,7 +109,8 @@ class Costs:
     where: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("forward_overhead_ms", "branch_overhead_ms", "message_ms", "context_ms", "cores"):
+        overheads = ("forward_overhead_ms", "branch_overhead_ms", "draft_overhead_ms", "message_ms")
+        for name in (*overheads, "context_ms", "cores"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9:
                 raise ConfigError(f"{name}={value!r}: must be a number >= 0")
@@ -129,6 +132,15 @@ class Costs:
 
     def with_acceptance(self, acceptance: Sequence[Sequence[float]]) -> Costs:
         return replace(self, acceptance=tuple(tuple(float(p) for p in row) for row in acceptance))
+
+    def with_overheads(self, of_run: Costs) -> Costs:
+        """Prices of models alone, with what a profiled run paid around them."""
+        return replace(
+            self,
+            forward_overhead_ms=of_run.forward_overhead_ms,
+            branch_overhead_ms=of_run.branch_overhead_ms,
+            draft_overhead_ms=self.draft_overhead_ms + of_run.draft_overhead_ms,
+        )
 
     def to_plain(self) -> dict[str, Any]:
         """A JSON-able dictionary that ``from_plain`` reads back."""

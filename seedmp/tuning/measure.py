@@ -100,14 +100,16 @@ def measure_costs(
         context_ms = measure_context(loaded.target, context_len, repeats)
         target = target.less([context_ms * size * context_len / 1000 for size in target.sizes])
         torch.set_num_threads(draft_threads)
-        draft = measure_draft(loaded.draft, branches, context_len, config.draft_top_m, repeats, temperature)
+        draft, draft_overhead_ms = measure_draft(
+            loaded.draft, branches, context_len, config.draft_top_m, repeats, temperature
+        )
     finally:
         torch.set_num_threads(before)
     cores = usable_cores() if loaded.target.device.type == "cpu" else 0.0
     where = {"target": config.target, "target_shape": config.target_shape or "", "dtype": str(loaded.dtype)}
     return Costs(
-        target, draft, context_ms=context_ms, target_threads=target_threads, draft_threads=draft_threads, cores=cores,
-        where=where,
+        target, draft, draft_overhead_ms=draft_overhead_ms, context_ms=context_ms, target_threads=target_threads,
+        draft_threads=draft_threads, cores=cores, where=where,
     )  # fmt: skip
 
 
@@ -168,8 +170,11 @@ def measure_draft(
     top_m: int = 64,
     repeats: int = 7,
     temperature: float = 1.0,
-) -> Curve:
-    """A layer of drafting by rows, one a branch: what a deep chain takes longer than a flat one, by level."""
+) -> tuple[Curve, float]:
+    """A layer of drafting by rows, one a branch, and what a round takes besides, in ms.
+
+    A layer is what a deep chain takes longer than a flat one, by level.
+    """
     drafter = TreeDrafter(packed, top_m)
     kind = ProposalKind.WITHOUT_REPLACEMENT if temperature else ProposalKind.DETERMINISTIC
     _fill(packed, context_len)
@@ -211,7 +216,8 @@ def measure_draft(
     ]
     curve = Curve.from_samples(samples)
     assert curve is not None
-    return curve
+    besides = statistics.median(statistics.median(flat[num]) - FLAT * curve.at(num) for num in branches)
+    return curve, max(0.0, besides)
 
 
 def _fill(packed: PackedModel, context_len: int) -> None:

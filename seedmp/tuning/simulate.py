@@ -177,7 +177,7 @@ class _Draft:
         shapes = [self.group.shape(task.children) for task in tasks]
         first_ms = self.costs.draft.at(sum(len(task.pending_ids) for task in tasks))
         depth = max(shape.depth for shape in shapes)
-        rest_ms = sum(
+        rest_ms = self.costs.draft_overhead_ms + sum(
             self.costs.draft.at(sum(shape.drafted_by_depth[d] for shape in shapes if d < shape.depth))
             for d in range(1, depth)
         )

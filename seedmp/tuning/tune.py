@@ -437,11 +437,7 @@ class Tuner:
                 config, rows=rows, branches=branches, context_len=context_len, repeats=3 if options.quick else 7,
                 temperature=options.temperature, loaded=loaded,
             )  # fmt: skip
-            prices[threads] = replace(
-                costs,
-                forward_overhead_ms=overheads.forward_overhead_ms,
-                branch_overhead_ms=overheads.branch_overhead_ms,
-            )
+            prices[threads] = costs.with_overheads(overheads)
             self.progress.advance()
         del loaded
         gc.collect()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seedmp.benchmarks import subjects
 from seedmp.benchmarks.harness import Group, NotRunError, Plan, Row, Subject, rotated, run_plan
 from seedmp.benchmarks.subjects import EnginePool
 from seedmp.benchmarks.summary import NOISE_FLOOR, Result, agreement, compare, row_of, spread
@@ -119,6 +120,44 @@ def test_what_does_not_fit_is_not_started() -> None:
         assert str(started[huge]).startswith("needs about 1000000000.0 GiB") and started[small] == "small"
         assert pool.memory_mib(small) == {}
         pool._started.clear()  # a str cannot be closed
+
+
+class Closable:
+    """Stands for an engine whose pages come late."""
+
+    def __init__(self, name: str, closed: list[str]) -> None:
+        self.name, self.closed = name, closed
+
+    def close(self) -> None:
+        self.closed.append(self.name)
+
+
+@dataclass(frozen=True)
+class LateSubject:
+    """Needs 3 GiB, and takes none of it at once."""
+
+    name: str
+    closed: list[str] = field(hash=False, compare=False)
+
+    def start(self) -> Closable:
+        return Closable(self.name, self.closed)
+
+    def need_gib(self) -> float:
+        return 3.0
+
+
+def test_what_engines_were_promised_is_not_given_away_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subjects, "_free_gib", lambda: 9.0)  # whoever started
+    closed: list[str] = []
+    one, two, three, four = (LateSubject(name, closed) for name in ("one", "two", "three", "four"))
+    with EnginePool() as pool:
+        pool.prepare([one, two], lambda: None)
+        assert closed == []
+        result = pool.prepare([two, three], lambda: None)
+        assert closed == ["one"] and isinstance(result[three], Closable)
+        result = pool.prepare([two, three, four], lambda: None)
+        assert closed == ["one"] and str(result[four]) == "needs about 3.0 GiB, 2.4 GiB are left for it"
+    assert closed == ["one", "two", "three"]
 
 
 def test_a_wrong_setting_ends_the_run(tmp_path: Path) -> None:

@@ -283,6 +283,26 @@ def test_costs_of_a_run() -> None:
     assert report.costs(run(6, 3, method="ar")) is None
 
 
+def test_what_the_verifier_does_between_forwards_is_divided_among_forwards_and_branches() -> None:
+    data = run(6, 3)
+    rows, at = [], 0
+    for num_branches in (1, 3, 2, 1):  # 2 ms a forward and 1 ms a branch, in two activities
+        for activity, number, ms in (
+            (Activity.SCHEDULE, 0, 0 if not rows else 1), (Activity.VERIFY, 4, 6),
+            (Activity.RESAMPLE, num_branches, 1 + num_branches), (Activity.IDLE, 0, 5),
+        ):  # fmt: skip
+            rows.append([activity, 1, number, at * MS, (at + ms) * MS])
+            at += ms
+    rows.append([Activity.COMMIT, 1, 1, at * MS, (at + 1) * MS])
+    data.processes[1].spans = np.array(rows, dtype=np.int64)
+    data.processes[2].spans[-1, 0] = Activity.IPC
+    costs = report.costs(data)
+    assert costs is not None
+    assert (costs.forward_overhead_ms, costs.branch_overhead_ms) == pytest.approx((2, 1))
+    told_ms = (data.processes[2].spans[-1, 4] - data.processes[2].spans[-1, 3]) / MS
+    assert costs.draft_overhead_ms == pytest.approx(told_ms / 40)
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
