@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from seedmp.benchmarks.options import Options
 from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
+from seedmp.system import let_idle_threads_sleep
 
 ALL = "all"
 NAMES = ("peers", "schedules", "table1", "acceptance", "accepted", "sequoia", "mtbench", "scale")
@@ -75,8 +76,7 @@ def run_benchmarks(names: Sequence[str], options: Options, console: Console) -> 
         ConfigError: before any model is loaded.
         KeyboardInterrupt: passed on; what was measured is written.
     """
-    # As in our engines, threads of transformers must not spin while others need the core; read when torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    let_idle_threads_sleep(os.environ)
     options = options.resolved()
     from seedmp.benchmarks import harness, report
     from seedmp.benchmarks.subjects import EnginePool

@@ -65,6 +65,7 @@ from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_
 from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk
 from seedmp.sampling import MAX_SEED, SamplingParams
 from seedmp.stopping import cut_at_stop
+from seedmp.system import let_idle_threads_sleep
 from seedmp.trace import Activity, Span
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class Engine:
         checkout = str(Path(__file__).resolve().parent.parent)
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, env.get("PYTHONPATH")]))
         env.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not make a context before forking
-        env.setdefault("GOMP_SPINCOUNT", "2000")  # idle OpenMP threads must not keep cores from other processes
+        let_idle_threads_sleep(env)
         env["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # no loader threads in the process that forks
         env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         env["TRANSFORMERS_VERBOSITY"] = "error"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import MutableMapping
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+SPIN_COUNT = 2000
 
 
 def affinity_cores() -> int:
@@ -35,6 +37,11 @@ def usable_cores() -> float:
     """Cores by affinity, or less where a quota says so."""
     quota = cpu_quota()
     return affinity_cores() if quota is None else min(float(affinity_cores()), quota)
+
+
+def let_idle_threads_sleep(env: MutableMapping[str, str]) -> None:
+    """OpenMP threads that wait must not keep cores from other processes. Read once, when torch is loaded."""
+    env.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def _read_quota(folder: Path) -> float | None:

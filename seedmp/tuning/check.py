@@ -4,7 +4,8 @@ Twelve settings of drafts, k_config and policy on the bundled pair, the target i
 the acceptance come from two runs, one with chains and one with trees. Each setting then runs ``repeats`` times, and its
 median tokens/s is compared with the mean of eight simulations: error = simulated ÷ real − 1. Prices are those of each
 model alone (``measure_costs``), measured before and after every setting: a shared machine is not as fast at ten as it
-was at nine.
+was at nine. The acceptance is what gives simulated texts of this length the accepted length of real ones: their first
+and last rounds can accept little.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ from seedmp.engine import Engine
 from seedmp.measure import describe_node, measure
 from seedmp.models import pair
 from seedmp.sampling import SamplingParams
-from seedmp.tuning.costs import Costs, Curve, chain_acceptance, load_costs
-from seedmp.tuning.measure import LoadedPair, measure_costs, num_slots
+from seedmp.system import let_idle_threads_sleep
+from seedmp.tuning.costs import Costs, Curve, load_costs
 from seedmp.tuning.simulate import Workload, simulate
 
 DRAFTS, POLICIES = (1, 2, 3), ("fcfs", "fcfs-batch")
@@ -36,21 +38,31 @@ TIMEOUT_S = 600.0
 NUM_SEEDS = 8
 
 
-def second_child(first: float, mean_accepted: float) -> float:
-    """P(second child | first was not accepted) that gives the (2,2,1) tree its mean accepted length."""
+def acceptance_for(chain_len: float, tree_len: float, work: Workload) -> tuple[float, float]:
+    """P(first child), P(second | first not), with which both trees' simulated mean accepted lengths are these."""
+
+    def simulated(k_config: Sequence[int], *acceptance: float) -> float:
+        config = EngineConfig(target="-", draft="-", k_config=tuple(k_config), num_drafts=3)
+        costs = Costs(Curve((1,), (1.0,)), Curve((1,), (1.0,)), acceptance=(acceptance,))
+        seeds = [replace(work, seed=seed) for seed in range(NUM_SEEDS)]
+        return statistics.mean(simulate(config, costs, each, hardware="ideal").mean_accepted_len for each in seeds)
+
+    first = _where(lambda p: simulated(CHAIN, p), chain_len)
+    return first, _where(lambda p: simulated(TREE, first, p), tree_len)
+
+
+def _where(rising: Callable[[float], float], value: float) -> float:
+    """The probability at which a function has a value; the nearer end of [0, 1] if it has it nowhere."""
     low, high = 0.0, 1.0
-    for _ in range(60):
+    for _ in range(10):
         middle = (low + high) / 2
-        level = first + (1 - first) * middle
-        if level + level**2 + level**2 * first < mean_accepted:
-            low = middle
-        else:
-            high = middle
-    return low
+        low, high = (middle, high) if rising(middle) < value else (low, middle)
+    return (low + high) / 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; 0 when it finished."""
+    let_idle_threads_sleep(os.environ)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="134m", help="of the target; none: as it is (default %(default)s)")
     parser.add_argument("--dtype", default="auto")
@@ -64,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = [PROMPT.format(i, i + 2) for i in range(args.branches)]
     config = EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT), **common)
     known = _known_from_runs(common, prompts, params)
+    from seedmp.tuning.measure import LoadedPair, measure_costs, num_slots
+
     loaded = LoadedPair.load(config, num_slots())
     prices = measure_costs(config, temperature=0.0, loaded=loaded)
     rows: list[dict[str, Any]] = []
@@ -118,17 +132,18 @@ def _known_from_runs(common: dict[str, Any], prompts: Sequence[str], params: Sam
     """Overheads and acceptance, of one run with chains and one with trees."""
     lengths = []
     with tempfile.TemporaryDirectory() as folder:
-        for k_config in (TREE, CHAIN):
+        for k_config in (CHAIN, TREE):
             with Engine(num_drafts=3, k_config=k_config, **common) as engine:
+                prompt_len = len(engine.encode(prompts[0], special=True))
                 engine.generate(prompts, params, timeout=TIMEOUT_S)
-                lengths.append(measure(engine, prompts, params, TIMEOUT_S).mean_accepted_len - 1)
+                lengths.append(measure(engine, prompts, params, TIMEOUT_S).mean_accepted_len)
                 with engine.profile(folder):  # forwards of many branches and of one tell what a branch costs
                     engine.generate(prompts, params, timeout=TIMEOUT_S)
                     engine.generate(prompts[:1], params, timeout=TIMEOUT_S)
         seen = load_costs(folder)
-    first = chain_acceptance(lengths[1], len(CHAIN))
-    second = second_child(first, lengths[0])
-    return seen.with_acceptance(((first, second),))
+    chain_len, tree_len = lengths
+    work = Workload(len(prompts), prompt_len, 0, params.max_tokens)
+    return seen.with_acceptance((acceptance_for(chain_len, tree_len, work),))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
+from seedmp.system import let_idle_threads_sleep
 from seedmp.token_tree.growmap_file import check_output
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
 
 
 def _tune(args: argparse.Namespace) -> int:
-    # As in our engines, idle threads of this process must not spin while others need the core; read by torch.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    let_idle_threads_sleep(os.environ)
     check_output(args.out)
     if args.json is not None:
         check_output(args.json)

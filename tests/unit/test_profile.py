@@ -285,7 +285,8 @@ def test_costs_of_a_run() -> None:
 
 def test_what_the_verifier_does_between_forwards_is_divided_among_forwards_and_branches() -> None:
     data = run(6, 3)
-    rows, at = [], 0
+    rows: list[list[int]] = []
+    at = 0
     for num_branches in (1, 3, 2, 1):  # 2 ms a forward and 1 ms a branch, in two activities
         for activity, number, ms in (
             (Activity.SCHEDULE, 0, 0 if not rows else 1), (Activity.VERIFY, 4, 6),
