@@ -18,7 +18,6 @@ from seedmp.benchmarks.subjects import Encoder, continue_all, engine_subject, gr
 from seedmp.benchmarks.svg import Figure, Series, line_chart
 from seedmp.benchmarks.tables import (
     ACCEPTANCE,
-    ACCEPTED_LEN,
     NAME,
     RATE,
     SAME_TEXT,
@@ -108,8 +107,6 @@ def memory_mib(row: Mapping[str, Any]) -> float | None:
 def tables(report: Mapping[str, Any]) -> list[Table]:
     """The schedules, and the memory of their processes."""
     rows = report["rows"]
-    if rows and "over_generate" in rows[0]:
-        return [_first_table(rows)]
     n = Column("n", "n")
     main = [
         n, NAME, RATE, SPEEDUP, Column("x serial SD", lambda row: over(row, rows, "serial-sd"), ".2f"), ACCEPTANCE,
@@ -138,21 +135,6 @@ def _sum_of(kind: str) -> Any:
         return sum(size for name, size in sizes.items() if name.startswith(kind)) if sizes else None
 
     return total
-
-
-def _first_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Of reports made before ``seedmp bench`` was there, with transformers in the same run."""
-    columns = [
-        NAME, Column("tokens/s", "tokens_per_s", ".1f"),
-        Column("min..max", lambda row: f"{row['tokens_per_s_min']:.0f}..{row['tokens_per_s_max']:.0f}"),
-        Column("x `generate`", "over_generate", ".2f"), Column("x batched", "over_generate-batch", ".2f"),
-        Column("x serial SD", "over_serial-sd", ".2f"), ACCEPTANCE, ACCEPTED_LEN,
-        Column("overlap s", "overlap_s", ".2f"), Column("verifier busy", "verifier_busy", ".2f"),
-        Column("draft ms", "draft_round_ms", ".1f"), Column("verify ms", "verify_ms", ".1f"),
-        Column("verifier overhead ms", "overhead_ms_per_round", ".2f"),
-        Column("draft overhead ms", "draft_overhead_ms_per_round", ".2f"),
-    ]  # fmt: skip
-    return table("schedules", "Schedules and transformers", rows, columns)
 
 
 def figures(report: Mapping[str, Any]) -> list[Figure]:

@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,25 +38,19 @@ TIMEOUT_S = 600.0
 NUM_SEEDS = 8
 
 
-def acceptance_for(chain_len: float, tree_len: float, work: Workload) -> tuple[float, float]:
-    """P(first child), P(second | first not), with which both trees' simulated mean accepted lengths are these."""
+def fit_acceptance(k_config: tuple[int, ...], mean_accepted_len: float, work: Workload, *earlier: float) -> float:
+    """The acceptance of the child after ``earlier`` ones with which a tree's simulated accepted length is the real one.
 
-    def simulated(k_config: Sequence[int], *acceptance: float) -> float:
-        config = EngineConfig(target="-", draft="-", k_config=tuple(k_config), num_drafts=3)
-        costs = Costs(Curve((1,), (1.0,)), Curve((1,), (1.0,)), acceptance=(acceptance,))
-        seeds = [replace(work, seed=seed) for seed in range(NUM_SEEDS)]
-        return statistics.mean(simulate(config, costs, each, hardware="ideal").mean_accepted_len for each in seeds)
-
-    first = _where(lambda p: simulated(CHAIN, p), chain_len)
-    return first, _where(lambda p: simulated(TREE, first, p), tree_len)
-
-
-def _where(rising: Callable[[float], float], value: float) -> float:
-    """The probability at which a function has a value; the nearer end of [0, 1] if it has it nowhere."""
+    Of [0, 1] the nearer end, if it never is.
+    """
+    config = EngineConfig(target="-", draft="-", k_config=k_config, num_drafts=3)
     low, high = 0.0, 1.0
     for _ in range(10):
         middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < value else (low, middle)
+        costs = Costs(Curve((1,), (1.0,)), Curve((1,), (1.0,)), acceptance=((*earlier, middle),))
+        each = (simulate(config, costs, replace(work, seed=seed), hardware="ideal") for seed in range(NUM_SEEDS))
+        is_less = statistics.mean(outcome.mean_accepted_len for outcome in each) < mean_accepted_len
+        low, high = (middle, high) if is_less else (low, middle)
     return (low + high) / 2
 
 
@@ -143,7 +137,8 @@ def _known_from_runs(common: dict[str, Any], prompts: Sequence[str], params: Sam
         seen = load_costs(folder)
     chain_len, tree_len = lengths
     work = Workload(len(prompts), prompt_len, 0, params.max_tokens)
-    return seen.with_acceptance((acceptance_for(chain_len, tree_len, work),))
+    first = fit_acceptance(CHAIN, chain_len, work)
+    return seen.with_acceptance(((first, fit_acceptance(TREE, tree_len, work, first)),))
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": PLAIN | {"ipc", "kv", "models", "decoding", "scheduler", "token_tree", "request"},
     "branch": {"engine", "request", "sampling"},
     # decoding.constraint: a broken constraint is refused before any work. profiling: Engine.profile.
-    # tuning.plan: Engine(plan=...).
+    # tuning.plan: Engine(plan=...). system: how workers' idle threads wait.
     "engine": PLAIN
     | {"ipc", "kv", "workers", "request", "models", "token_tree", "stopping", "branch", "decoding", "profiling"}
-    | {"tuning"},
+    | {"tuning", "system"},
     "async_engine": PLAIN | {"engine", "request"},
     # search.task and search.thought_tree alone (tested below): what a task implements.
     "tasks": {"search"},

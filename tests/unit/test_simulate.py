@@ -15,11 +15,13 @@ from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
 from seedmp.models import branch_attention
 from seedmp.tuning import simulate as simulate_module
+from seedmp.tuning.check import fit_acceptance
 from seedmp.tuning.costs import EXAMPLE, Costs, Curve, chain_acceptance, load_costs
 from seedmp.tuning.simulate import Outcome, Workload, simulate
 from seedmp.tuning.simulate_cli import read_acceptance
 from seedmp.tuning.virtual_clock import VirtualClock
 
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 FLAT = Costs(Curve((1,), (10.0,)), Curve((1,), (2.0,)), message_ms=0.0, acceptance=((0.6,),))
 
 
@@ -185,20 +187,29 @@ def test_a_common_prompt_is_computed_once() -> None:
     assert shared.wall_s < apart.wall_s / 3
 
 
-def test_measured_schedules_are_met() -> None:
-    """docs/benchmarks.md, the 134M shape on 2 cores: prices from its serial rows, and 12 rows from ``fcfs-batch``."""
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_measured_schedules_are_met(n: int) -> None:
+    """The 134M shape on 2 cores: prices from serial rows, one's first token and ``fcfs-batch``."""
+    report = json.loads((RESULTS / "schedules-cpu-134m.json").read_text())
+    rows = {row["name"]: row for row in report["rows"] if row["n"] == n}
+    serial = rows["serial-sd"]
+    first_token_s = next(row["first_token_s"] for row in report["rows"] if (row["n"], row["name"]) == (1, "serial-ar"))
+    accepted = fit_acceptance((1, 1, 1), serial["mean_accepted_len"], Workload(n, 80, 0, 96))
     costs = Costs(
-        Curve((1, 4, 12), (22.5, 23.5, 29.3)), Curve((1,), (4.93 / 3,)), branch_overhead_ms=0.93, message_ms=0.15,
-        target_threads=2, cores=2, acceptance=((chain_acceptance(1.22, 3),),),
+        Curve(
+            (1, 4, 4 * n, 80),
+            (*(rows[name]["verify_ms"] for name in ("serial-ar", "serial-sd", "fcfs-batch")), 1e3 * first_token_s),
+        ),
+        Curve((1,), (serial["draft_round_ms"] / 3,)), draft_overhead_ms=0.4, branch_overhead_ms=0.4, message_ms=0.15,
+        target_threads=2, cores=2, acceptance=((accepted,),),
     )  # fmt: skip
-    measured = {"serial-ar": 43.9, "serial-sd": 75.5, "fcfs": 73.5, "fcfs-batch": 139.6}
-    rows: dict[str, dict[str, Any]] = {
+    settings: dict[str, dict[str, Any]] = {
         "serial-ar": {"method": "ar", "schedule": "serial"}, "serial-sd": {"schedule": "serial"},
-        "fcfs": {"policy": "fcfs"}, "fcfs-batch": {},
+        "fcfs": {"policy": "fcfs", "num_drafts": n}, "fcfs-batch": {"num_drafts": n},
     }  # fmt: skip
-    for name, settings in rows.items():
-        outcome = sim(costs, branches=3, hardware="cpu", prompt_len=80, max_tokens=96, **settings)
-        assert outcome.tokens_per_s == pytest.approx(measured[name], rel=0.1), name
+    for name, more in settings.items():
+        outcome = sim(costs, branches=n, hardware="cpu", prompt_len=80, max_tokens=96, **more)
+        assert outcome.tokens_per_s == pytest.approx(rows[name]["tokens_per_s"], rel=0.1), name
 
 
 def test_hundreds_of_branches_take_a_moment() -> None:
