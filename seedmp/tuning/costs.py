@@ -201,8 +201,8 @@ def chain_acceptance(mean_accepted: float, depth: int) -> float:
 
 
 # For trying the simulator out: a target of 134M parameters in bfloat16 with 2 threads on 2 cores, measured up to 32
-# rows while the library was designed; a layer of drafting, the overheads and the acceptance of a chain as
-# docs/benchmarks.md has them for the bundled pair on GSM8K. More rows, and the second child, are assumed.
+# rows while the library was designed, before linear layers were prepacked; a layer of drafting, the overheads and the
+# acceptance of a chain are of the bundled pair on GSM8K then. More rows, and the second child, are assumed.
 EXAMPLE = Costs(
     Curve((1, 8, 16, 32, 128, 512), (14.9, 15.3, 18.4, 27.6, 83.0, 310.0)),
     Curve((1, 4, 16, 64, 256), (1.6, 1.8, 2.4, 5.0, 15.0)),
