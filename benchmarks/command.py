@@ -149,7 +149,7 @@ def _print(made: Any, console: Console) -> None:
 
 
 def _compare(files: Sequence[Path], console: Console) -> int:
-    from seedmp.benchmarks.summary import compare
+    from seedmp.benchmarks.summary import SAME, Likeness, compare
     from seedmp.benchmarks.tables import read_report
 
     if len(files) != 2:
@@ -159,18 +159,26 @@ def _compare(files: Sequence[Path], console: Console) -> int:
     if not changes:
         raise ConfigError(f"{files[0]} and {files[1]} have no row in common")
     shown = RichTable(title=f"{files[1]} ÷ {files[0]}", title_justify="left")
-    for head in ("row", "before", "after", "ratio", "noise ±", "ratio of speed-ups", ""):
+    for head in ("row", "before", "after", "ratio", "noise ±", "of speed-ups", "of best repeats", ""):
         shown.add_column(head, justify="left" if head == "row" else "right")
     for change in changes:
-        speedups = f"{change.ratio_of_speedups:.2f}" if change.ratio_of_speedups is not None else "–"
+        over_base = [
+            f"{ratio:.2f}" if ratio is not None else "–" for ratio in (change.ratio_of_speedups, change.ratio_of_best)
+        ]
         verdict = ("faster" if change.ratio > 1 else "SLOWER") if change.is_beyond_noise else ""
         shown.add_row(
             change.row, f"{change.before:.1f}", f"{change.after:.1f}", f"{change.ratio:.2f}",
-            f"{100 * change.noise:.0f} %", speedups, verdict,
+            f"{100 * change.noise:.0f} %", *over_base, verdict,
         )  # fmt: skip
     console.print(shown, highlight=False, markup=False)
     beyond = sum(change.is_beyond_noise for change in changes)
     console.print(f"{beyond} of {len(changes)} rows changed beyond the noise of their repeats", highlight=False)
+    for what, ratios in {
+        "speed-ups": [change.ratio_of_speedups for change in changes],
+        "by the best repeats": [change.ratio_of_best for change in changes],
+    }.items():
+        if likeness := Likeness.of(ratios):
+            console.print(f"{what} within {100 * SAME:.0f} %: {likeness}", highlight=False)
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from seedmp.measure import Measurement
 
 Texts = tuple[tuple[int, ...], ...]
 NOISE_FLOOR = 0.02  # ratios nearer to 1 than this are never called a change
+SAME = 0.05  # two runs whose speed-ups differ by less say the same
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,24 @@ def compare_texts(row: dict[str, Any], texts: Texts, base: Texts) -> None:
 
 @dataclass(frozen=True)
 class Change:
-    """One row in two reports; ``noise`` is what the ratio may be off by chance."""
+    """One row in two reports.
+
+    Args:
+        row: its cell and name.
+        before: tokens/s.
+        after: tokens/s.
+        noise: what the ratio may be off by chance.
+        ratio_of_speedups: None for a base row, and without one.
+        ratio_of_best: the same, but of the quickest repeats of row and base row, which the machine's other users
+            slow least.
+    """
 
     row: str
     before: float
     after: float
     noise: float
     ratio_of_speedups: float | None
+    ratio_of_best: float | None
 
     @property
     def ratio(self) -> float:
@@ -105,20 +117,71 @@ class Change:
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Rows that both reports have, by cell and name; the noise of a row is half its range ÷ its median."""
-    rows = {(r.get("cell", ""), r["name"]): r for r in after["rows"] if "tokens_per_s" in r}
+    others = {_key(row): row for row in after["rows"] if "tokens_per_s" in row}
+    speedups = _speedups(before), _speedups(after)
     changes = []
     for row in before["rows"]:
-        other = rows.get((row.get("cell", ""), row["name"]))
-        if other is None or "tokens_per_s" not in row:
+        key = _key(row)
+        if key not in others or "tokens_per_s" not in row:
             continue
-        noise = max(NOISE_FLOOR, math.hypot(_noise(row), _noise(other)))
-        speedups = row.get("speedup"), other.get("speedup")
-        ratio = speedups[1] / speedups[0] if speedups[0] and speedups[1] else None
-        label = " ".join(filter(None, (row.get("cell"), row["name"])))
-        changes.append(Change(label, row["tokens_per_s"], other["tokens_per_s"], noise, ratio))
+        noise = max(NOISE_FLOOR, math.hypot(_noise(row), _noise(others[key])))
+        pairs = zip(*(known.get(key, (None, None)) for known in speedups), strict=True)
+        ratios = [new / old if old and new else None for old, new in pairs]
+        changes.append(
+            Change(" ".join(filter(None, key)), row["tokens_per_s"], others[key]["tokens_per_s"], noise, *ratios)
+        )
     return changes
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row.get("cell", ""), row["name"]
 
 
 def _noise(row: Mapping[str, Any]) -> float:
     low, high = row.get("tokens_per_s_min"), row.get("tokens_per_s_max")
     return float((high - low) / 2 / row["tokens_per_s"]) if low and high and row["tokens_per_s"] else 0.0
+
+
+def _speedups(report: Mapping[str, Any]) -> dict[tuple[str, str], tuple[float, float | None]]:
+    """Of each row but the base rows: its speed-up, and its quickest repeat ÷ the base row's quickest."""
+    rows = [row for row in report["rows"] if "speedup" in row]
+    best = {row.get("cell", ""): max(row["repeats"]) for row in rows if _is_base(row) and row.get("repeats")}
+    found = {}
+    for row in rows:
+        if not _is_base(row):
+            base = best.get(row.get("cell", ""))
+            found[_key(row)] = row["speedup"], max(row["repeats"]) / base if base and row.get("repeats") else None
+    return found
+
+
+def _is_base(row: Mapping[str, Any]) -> bool:
+    """A base row's ratio to itself is 1 in every repeat."""
+    return bool(row.get("speedup_min") == row.get("speedup_max") == 1)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike two runs are.
+
+    Args:
+        num: ratios of speed-ups that both runs have.
+        num_same: those that differ from 1 by ``SAME`` at most.
+        median: of the differences from 1.
+        largest: of the differences from 1.
+    """
+
+    num: int
+    num_same: int
+    median: float
+    largest: float
+
+    @classmethod
+    def of(cls, ratios: Iterable[float | None]) -> Likeness | None:
+        """None without a ratio."""
+        off = [abs(ratio - 1) for ratio in ratios if ratio is not None]
+        if not off:
+            return None
+        return cls(len(off), sum(distance <= SAME for distance in off), statistics.median(off), max(off))
+
+    def __str__(self) -> str:
+        return f"{self.num_same} of {self.num} (median {100 * self.median:.1f} %, largest {100 * self.largest:.1f} %)"

@@ -2,6 +2,7 @@
 
 A Markdown page holds ``<!-- table: FILE.json KEY -->`` and ``<!-- end -->``; ``fill`` writes the table between
 them, so that no figure of a page is typed. FILE is relative to ``benchmarks/``, KEY names one of the report's tables.
+``<!-- compare: FIRST.json SECOND.json ... -->``, with as many pairs as one likes, holds how alike two runs are.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seedmp.benchmarks.summary import SAME, Likeness, compare
 from seedmp.errors import ConfigError
 
 _MARKED = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_COMPARED = re.compile(r"(<!-- compare: ([^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DASH = "–"
 
 
@@ -111,7 +114,25 @@ def fill(page: str, folder: Path, tables_of: Callable[[Mapping[str, Any]], Seque
             raise ConfigError(f"{file} has no table {key!r}; it has {', '.join(known)}")
         return f"{opening}{known[key].markdown()}{end}"
 
-    return _MARKED.sub(replaced, page)
+    def compared(match: re.Match[str]) -> str:
+        opening, files, end = match.groups()
+        paths = [folder / file for file in files.split()]
+        if len(paths) % 2:
+            raise ConfigError(f"{files}: a comparison needs two reports a line, {len(paths)} given")
+        return f"{opening}{alike(list(zip(paths[::2], paths[1::2], strict=True))).markdown()}{end}"
+
+    return _COMPARED.sub(compared, _MARKED.sub(replaced, page))
+
+
+def alike(pairs: Sequence[tuple[Path, Path]]) -> Table:
+    """Of each two runs of a benchmark: how many speed-ups are the same, by the medians and by the best repeats."""
+    heads = ("first run", "second run", f"speed-ups within {100 * SAME:.0f} %", "by the best repeats")
+    lines = []
+    for paths in pairs:
+        changes = compare(*map(read_report, paths))
+        likeness = [Likeness.of(getattr(c, name) for c in changes) for name in ("ratio_of_speedups", "ratio_of_best")]
+        lines.append((*(f"`{path.name}`" for path in paths), *(DASH if one is None else str(one) for one in likeness)))
+    return Table("compare", "How alike two runs are", heads, tuple(lines))
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from seedmp.benchmarks import subjects
 from seedmp.benchmarks.harness import Group, NotRunError, Plan, Row, Subject, rotated, run_plan
 from seedmp.benchmarks.subjects import EnginePool
-from seedmp.benchmarks.summary import NOISE_FLOOR, Result, agreement, compare, row_of, spread
+from seedmp.benchmarks.summary import NOISE_FLOOR, Likeness, Result, agreement, compare, row_of, spread
 from seedmp.errors import ConfigError
 
 ABOUT: dict[str, Any] = {"settings": {"seed": 0}}
@@ -234,3 +234,17 @@ def test_compare_flags_changes_beyond_the_noise() -> None:
     (slower,) = compare(report_of(100.0), report_of(90.0))
     assert slower.is_beyond_noise and slower.ratio < 1
     assert compare(report_of(100.0), {"rows": [{"name": "sd", "cell": "other", "tokens_per_s": 1.0}]}) == []
+
+
+def test_compare_by_the_best_repeats_forgives_a_slow_phase_of_the_machine() -> None:
+    def report(ar: list[float]) -> dict[str, Any]:
+        rows = {"ar": [rate(value) for value in ar], "sd": [rate(20.0)] * len(ar)}
+        return {"rows": [{"cell": "c", **row_of(name, results, rows["ar"])} for name, results in rows.items()]}
+
+    base, sd = compare(report([10.0, 10.0, 10.0]), report([10.0, 5.0, 5.0]))
+    assert base.ratio_of_best is None and base.ratio_of_speedups is None
+    assert sd.ratio_of_speedups == pytest.approx(2) and sd.ratio_of_best == pytest.approx(1)
+    median, best = Likeness.of([sd.ratio_of_speedups, None]), Likeness.of([sd.ratio_of_best, 1.04])
+    assert (median and median.num_same, best and best.num_same) == (0, 2) and Likeness.of([None]) is None
+    (alone,) = compare(report_of(100.0, 90.0), report_of(100.0, 90.0))
+    assert alone.ratio_of_best is None

@@ -135,6 +135,21 @@ def test_fill_replaces_what_is_between_the_marks(tmp_path: Path) -> None:
         fill(page.replace(" peers ", " scale "), tmp_path, report.tables_of)
 
 
+def test_fill_compares_two_runs(tmp_path: Path) -> None:
+    first, second = made("peers"), made("peers")
+    for one in (first, second):
+        one["rows"][0] |= {"speedup": 1.0, "speedup_min": 1.0, "speedup_max": 1.0}
+    second["rows"][1]["speedup"] *= 1.1
+    for name, one in {"a.json": first, "b.json": second}.items():
+        (tmp_path / name).write_text(json.dumps(one))
+    page = "<!-- compare: a.json b.json a.json a.json -->\n<!-- end -->\n"
+    filled = fill(page, tmp_path, report.tables_of)
+    assert "| `a.json` | `b.json` | 0 of 1 (median 10.0 %, largest 10.0 %) | 1 of 1 (median 0.0" in filled
+    assert "| `a.json` | `a.json` | 1 of 1 " in filled and fill(filled, tmp_path, report.tables_of) == filled
+    with pytest.raises(ConfigError, match="needs two reports"):
+        fill("<!-- compare: a.json -->\n<!-- end -->\n", tmp_path, report.tables_of)
+
+
 @pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md", "docs/methods.md"])
 def test_tables_of_our_pages_are_generated(name: str) -> None:
     page = (ROOT / name).read_text()
@@ -225,13 +240,16 @@ def test_bad_input_is_refused_before_any_model(
 
 def test_compare_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, after = tmp_path / "a.json", tmp_path / "b.json"
-    before.write_text(json.dumps(made("peers")))
-    faster = made("peers")
+    slower, faster = made("peers"), made("peers")
+    for report_made in (slower, faster):
+        report_made["rows"][0] |= {"speedup": 1.0, "speedup_min": 1.0, "speedup_max": 1.0}
+    before.write_text(json.dumps(slower))
     faster["rows"][1] |= {"tokens_per_s": 60.0, "tokens_per_s_min": 59.0, "tokens_per_s_max": 61.0}
     after.write_text(json.dumps(faster))
     assert main(["bench", "compare", str(before), str(after)]) == 0
     printed = capsys.readouterr().out
     assert "3.00" in printed and "faster" in printed and "1 of 2 rows changed" in printed
+    assert "speed-ups within 5 %: 1 of 1 (median 0.0 %" in printed and "by the best repeats within 5 %: 1" in printed
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
