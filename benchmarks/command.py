@@ -35,6 +35,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="minutes: short texts, 2 repeats")
     parser.add_argument("--smoke", action="store_true", help="seconds: does it run? Figures mean nothing")
     parser.add_argument("--repeats", type=int, metavar="N", help="interleaved repeats (default 5)")
+    parser.add_argument(
+        "--precision", type=float, metavar="PERCENT",
+        help="repeat until chance moves no speed-up by more; with 2.5 a second run agrees within 5 %%",
+    )  # fmt: skip
     parser.add_argument("--target", metavar="MODEL", help="folder or hub id (default: the bundled pair, inflated)")
     parser.add_argument("--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary")
     parser.add_argument("--head", metavar="MODEL", help="an EAGLE head of the target (default: the bundled target's)")
@@ -90,7 +94,9 @@ def run_benchmarks(names: Sequence[str], options: Options, console: Console) -> 
         with Screen(sum(_steps(plan, options.num_repeats) for plan in plans)) as screen, EnginePool() as pool:
             for plan in plans:
                 screen.title = plan.name
-                repeats = plan.num_repeats or options.num_repeats
+                repeats = harness.Repeats(plan.num_repeats or options.num_repeats)
+                if options.precision and plan.num_repeats is None:
+                    repeats = harness.Repeats(options.num_repeats, options.precision / 100)
                 made = harness.run_plan(plan, repeats, pool, screen, options.out / f"{plan.name}.json", about)
                 for table in report.tables_of(made):
                     _print(table, screen.console if screen.console.is_terminal else console)
@@ -127,6 +133,10 @@ class Screen:
     def advance(self, amount: float = 1.0) -> None:
         """Something is done."""
         self.bar.advance(self.task, amount)
+
+    def extend(self, amount: float) -> None:
+        """There is more to do than was planned."""
+        self.bar.update(self.task, total=(self.bar.tasks[0].total or 0) + amount)
 
     def __enter__(self) -> Screen:
         self.bar.start()
@@ -179,6 +189,9 @@ def _compare(files: Sequence[Path], console: Console) -> int:
     }.items():
         if likeness := Likeness.of(ratios):
             console.print(f"{what} within {100 * SAME:.0f} %: {likeness}", highlight=False)
+    judged = [change.speedups_differ for change in changes if change.speedups_differ is not None]
+    if judged:
+        console.print(f"speed-ups further apart than their ±: {sum(judged)} of {len(judged)}", highlight=False)
     return 0
 
 

@@ -20,6 +20,7 @@ from seedmp.errors import ConfigError, SeedmpError
 from seedmp.measure import describe_node
 
 T = TypeVar("T")
+MAX_REPEATS = 100
 
 
 class NotRunError(SeedmpError):
@@ -102,6 +103,25 @@ class Plan:
         return sum(len(group.rows) for group in self.groups)
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """How often the rows of a group are measured.
+
+    Args:
+        least: in any case.
+        precision: go on until no speed-up's notch (``summary.notch``) is a larger share of it, or ``most`` is reached;
+            None: ``least`` it is.
+    """
+
+    least: int
+    precision: float | None = None
+
+    @property
+    def most(self) -> int:
+        """A machine that is never quiet must not keep a run for ever."""
+        return self.least if self.precision is None else max(self.least, MAX_REPEATS)
+
+
 class Pool(Protocol):
     """Started subjects, kept for later groups as long as there is room."""
 
@@ -117,6 +137,8 @@ class Progress(Protocol):
 
     def advance(self, amount: float = 1.0) -> None: ...
 
+    def extend(self, amount: float) -> None: ...
+
 
 def rotated(rows: Sequence[T], repeat: int) -> list[T]:
     """The order of a repeat: the rows, begun one later each time."""
@@ -125,7 +147,7 @@ def rotated(rows: Sequence[T], repeat: int) -> list[T]:
 
 
 def run_plan(
-    plan: Plan, repeats: int, pool: Pool, progress: Progress, path: Path, about: Mapping[str, Any]
+    plan: Plan, repeats: Repeats, pool: Pool, progress: Progress, path: Path, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Run all groups and write the report to ``path``: after each group, and when interrupted.
 
@@ -155,7 +177,7 @@ def run_plan(
 class _GroupRun:
     """One group while it is measured."""
 
-    def __init__(self, group: Group, repeats: int, pool: Pool, progress: Progress) -> None:
+    def __init__(self, group: Group, repeats: Repeats, pool: Pool, progress: Progress) -> None:
         self.group = group
         self.repeats = repeats
         self.pool = pool
@@ -171,12 +193,21 @@ class _GroupRun:
         self.started = self.pool.prepare(subjects, lambda: None)
         for row in self.group.rows:
             self._guarded(row, "warm-up", self._warm_up)
-        for repeat in range(self.repeats):
+        for repeat in range(self.repeats.most):
+            if repeat >= self.repeats.least:
+                if self._is_precise():
+                    break
+                self.progress.extend(len(self.group.rows))
             for row in rotated(self.group.rows, repeat):
-                self._guarded(row, f"{repeat + 1}/{self.repeats}", self._measure, repeat)
+                self._guarded(row, f"{repeat + 1}/{max(repeat + 1, self.repeats.least)}", self._measure, repeat)
         for row in self.group.rows:
             if row.name not in self.why_not:
                 self.memory[row.name] = self.pool.memory_mib(row.subject)
+
+    def _is_precise(self) -> bool:
+        """Whether no speed-up's notch is wider than asked for."""
+        wide = self.repeats.precision or 0.0
+        return all(line["speedup_notch"] <= wide * line["speedup"] for line in self.rows() if "speedup" in line)
 
     def _guarded(self, row: Row, what: str, call: Callable[..., None], *args: Any) -> None:
         """Run a part of a row; one that fails is told in its line, and the others go on."""

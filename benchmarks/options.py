@@ -17,6 +17,8 @@ NONE = "none"
 CPU_SHAPE, GPU_SHAPES, SMOKE_SHAPE = "134m", ("7b", "68m"), "13m"
 GPU_ROOM_GIB = 24  # a 7B target in bfloat16, a draft, their contexts and KV
 REPORT_ROOM_MIB = 16
+PRECISE_REPEATS, MIN_SPREAD_REPEATS = 10, 5  # with a precision: by default, and at least
+LEAST_PRECISION = 0.5  # percent
 MAX_NODES = 128  # a tree is searched for in seconds
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "i8mm_bf16")
@@ -30,6 +32,7 @@ class Options:
         quick: sizes for minutes instead of an hour.
         smoke: sizes for seconds: does it still run? Figures mean nothing.
         repeats: interleaved repeats; None: 5, 2 with ``quick``, 1 with ``smoke``.
+        precision: percent; a group is repeated until chance moves no speed-up of it by more. None: no such wait.
         target: folder or hub id; None is the bundled pair, inflated.
         draft: the same for the draft.
         head: an EAGLE head of the target; None is the bundled one for the bundled target.
@@ -45,6 +48,7 @@ class Options:
     quick: bool = False
     smoke: bool = False
     repeats: int | None = None
+    precision: float | None = None
     target: str | None = None
     draft: str | None = None
     head: str | None = None
@@ -58,8 +62,8 @@ class Options:
 
     @property
     def num_repeats(self) -> int:
-        """Repeats after the warm-up."""
-        return self.repeats or self.pick(5, 2, 1)
+        """Repeats after the warm-up; with ``precision`` the least."""
+        return self.repeats or (PRECISE_REPEATS if self.precision else self.pick(5, 2, 1))
 
     def pick(self, full: Any, quick: Any, smoke: Any) -> Any:
         """The size that was asked for."""
@@ -73,6 +77,12 @@ class Options:
         """
         if self.repeats is not None and self.repeats < 1:
             raise ConfigError(f"repeats={self.repeats}: must be a whole number >= 1")
+        if self.precision is not None and not LEAST_PRECISION <= self.precision < 100:
+            raise ConfigError(f"precision={self.precision}: must be from {LEAST_PRECISION} to 100 percent")
+        if self.precision is not None and self.num_repeats < MIN_SPREAD_REPEATS:
+            raise ConfigError(
+                f"repeats={self.repeats} with precision={self.precision}: a spread needs {MIN_SPREAD_REPEATS} or more"
+            )
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
         if self.target is not None and self.draft is None:
@@ -154,7 +164,8 @@ class Options:
     def to_plain(self) -> dict[str, Any]:
         """A JSON-able dictionary without folders of this machine."""
         return {
-            "size": self.pick("full", "quick", "smoke"), "repeats": self.num_repeats, "seed": self.seed,
+            "size": self.pick("full", "quick", "smoke"), "repeats": self.num_repeats, "precision": self.precision,
+            "seed": self.seed,
             "target": self.target or "bundled", "draft": self.draft or "bundled", "shape": self.shape or NONE,
             "draft_shape": self.draft_shape or NONE, "dtype": self.dtype,
             "head": self.head or "bundled", "data": self.data.name if self.data else "our own",

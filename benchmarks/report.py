@@ -99,9 +99,10 @@ def _about(report: Mapping[str, Any]) -> str:
     inflated = f"<p>{INFLATED}</p>" if settings.get("shape", "none") != "none" else ""
     return (
         f"<table class='facts'>{lines}</table>{inflated}<p class='note'>tokens/s is the median over interleaved "
-        "repeats, its range in brackets; a speed-up is the median of the ratios within one repeat. <em>same greedy "
-        "text</em>: does the row write what its base row writes without chance; a percentage is the share of tokens "
-        "before the first difference.</p>"
+        "repeats, its range in brackets; a speed-up is the median of the ratios within one repeat, ± what it may be "
+        "off by chance (a box plot's notch: 1.57 x interquartile range ÷ √repeats). <em>same greedy text</em>: does "
+        "the row write what its base row writes without chance; a percentage is the share of tokens before the first "
+        "difference.</p>"
     )
 
 

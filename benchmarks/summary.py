@@ -17,6 +17,7 @@ from seedmp.measure import Measurement
 Texts = tuple[tuple[int, ...], ...]
 NOISE_FLOOR = 0.02  # ratios nearer to 1 than this are never called a change
 SAME = 0.05  # two runs whose speed-ups differ by less say the same
+NOTCH = 1.57  # McGill, Tukey, Larsen 1978, "Variations of Box Plots": medians whose notches do not meet differ
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "iqr": high - low}
 
 
+def notch(values: Sequence[float]) -> float:
+    """How far a median may be off by chance: 1.57 x interquartile range ÷ square root of the number of values.
+
+    Two medians further apart than the sum of theirs differ, at about the 5 % level (McGill, Tukey and Larsen,
+    "Variations of Box Plots", 1978, section on notches).
+    """
+    return NOTCH * spread(values)["iqr"] / math.sqrt(len(values))
+
+
 def row_of(name: str, results: Sequence[Result], base: Sequence[Result]) -> dict[str, Any]:
     """The figures of one row; ``base`` are the base row's results of the same repeats."""
     rates = spread([result.tokens_per_s for result in results])
@@ -69,6 +79,7 @@ def row_of(name: str, results: Sequence[Result], base: Sequence[Result]) -> dict
     row |= {f"tokens_per_s_{kind}": rates[kind] for kind in ("min", "max", "iqr")}
     if ratios:
         row |= {"speedup": statistics.median(ratios), "speedup_min": min(ratios), "speedup_max": max(ratios)}
+        row["speedup_notch"] = notch(ratios)
     row["wall_s"] = statistics.median(result.wall_s for result in results)
     for key in results[0].figures:
         row[key] = statistics.median(result.figures[key] for result in results)
@@ -95,6 +106,7 @@ class Change:
         ratio_of_speedups: None for a base row, and without one.
         ratio_of_best: the same, but of the quickest repeats of row and base row, which the machine's other users
             slow least.
+        speedups_differ: whether the speed-ups are further apart than both notches explain; None without notches.
     """
 
     row: str
@@ -103,6 +115,7 @@ class Change:
     noise: float
     ratio_of_speedups: float | None
     ratio_of_best: float | None
+    speedups_differ: bool | None
 
     @property
     def ratio(self) -> float:
@@ -127,10 +140,15 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
         noise = max(NOISE_FLOOR, math.hypot(_noise(row), _noise(others[key])))
         pairs = zip(*(known.get(key, (None, None)) for known in speedups), strict=True)
         ratios = [new / old if old and new else None for old, new in pairs]
-        changes.append(
-            Change(" ".join(filter(None, key)), row["tokens_per_s"], others[key]["tokens_per_s"], noise, *ratios)
-        )
+        rates = row["tokens_per_s"], others[key]["tokens_per_s"]
+        changes.append(Change(" ".join(filter(None, key)), *rates, noise, *ratios, _differ(row, others[key])))
     return changes
+
+
+def _differ(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    if _is_base(row) or not {"speedup", "speedup_notch"} <= row.keys() & other.keys():
+        return None
+    return bool(abs(row["speedup"] - other["speedup"]) > row["speedup_notch"] + other["speedup_notch"])
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str]:

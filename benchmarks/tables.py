@@ -69,6 +69,14 @@ def rate(row: Mapping[str, Any]) -> str | None:
     return f"{row['tokens_per_s']:.1f} ({row['tokens_per_s_min']:.1f}..{row['tokens_per_s_max']:.1f})"
 
 
+def speedup(row: Mapping[str, Any]) -> str | None:
+    """Over the base row, and how far the median may be off by chance."""
+    if "speedup" not in row:
+        return None
+    off = row.get("speedup_notch", 0.0)
+    return f"{row['speedup']:.2f} ±{off:.2f}" if off else f"{row['speedup']:.2f}"
+
+
 def same_text(row: Mapping[str, Any]) -> str | None:
     """Whether the greedy texts equal the base row's, or how far they do."""
     if "text_equals_base" not in row:
@@ -78,7 +86,7 @@ def same_text(row: Mapping[str, Any]) -> str | None:
 
 NAME = Column("row", lambda row: f"`{row['name']}`")
 RATE = Column("tokens/s (range)", rate)
-SPEEDUP = Column("speed-up", "speedup", ".2f")
+SPEEDUP = Column("speed-up", speedup)
 ACCEPTANCE = Column("acceptance", "acceptance_rate", ".2f")
 ACCEPTED_LEN = Column("accepted length", "mean_accepted_len", ".2f")
 SAME_TEXT = Column("same greedy text", same_text)

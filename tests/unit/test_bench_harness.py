@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from seedmp.benchmarks import subjects
-from seedmp.benchmarks.harness import Group, NotRunError, Plan, Row, Subject, rotated, run_plan
+from seedmp.benchmarks.harness import MAX_REPEATS, Group, NotRunError, Plan, Repeats, Row, Subject, rotated, run_plan
 from seedmp.benchmarks.subjects import EnginePool
 from seedmp.benchmarks.summary import NOISE_FLOOR, Likeness, Result, agreement, compare, row_of, spread
 from seedmp.errors import ConfigError
@@ -46,13 +47,16 @@ class Steps:
     """Counts the progress."""
 
     def __init__(self) -> None:
-        self.num = 0.0
+        self.num = self.more = 0.0
 
     def step(self, text: str) -> None:
         pass
 
     def advance(self, amount: float = 1.0) -> None:
         self.num += amount
+
+    def extend(self, amount: float) -> None:
+        self.more += amount
 
 
 def rate(tokens_per_s: float, *texts: tuple[int, ...]) -> Result:
@@ -64,7 +68,7 @@ def plan_of(rows: Sequence[Row], **settings: Any) -> Plan:
 
 
 def run(plan: Plan, path: Path, repeats: int = 3) -> dict[str, Any]:
-    return run_plan(plan, repeats, FakePool(), Steps(), path / "toy.json", ABOUT)
+    return run_plan(plan, Repeats(repeats), FakePool(), Steps(), path / "toy.json", ABOUT)
 
 
 def test_each_repeat_begins_with_the_next_row() -> None:
@@ -206,8 +210,42 @@ def test_ratios_are_of_repeats_that_both_have(tmp_path: Path) -> None:
 def test_progress_is_what_was_planned(tmp_path: Path) -> None:
     steps = Steps()
     plan = plan_of([Row(n, FakeSubject(n), lambda started, repeat: rate(1.0)) for n in ("ar", "missing")])
-    run_plan(plan, 3, FakePool(), steps, tmp_path / "toy.json", ABOUT)
+    run_plan(plan, Repeats(3), FakePool(), steps, tmp_path / "toy.json", ABOUT)
     assert steps.num == plan.num_steps * 4
+
+
+def noisy(rates: Sequence[float]) -> Plan:
+    """``sd`` takes its rates in turn, ``ar`` always has 10."""
+
+    def work(started: str, repeat: int) -> Result:
+        return rate(10.0 if started == "ar" else rates[repeat % len(rates)])
+
+    return plan_of([Row(name, FakeSubject(name), work) for name in ("ar", "sd")])
+
+
+@pytest.mark.parametrize(("rates", "num"), [((20.0,), 6), ((19.5, 20.0, 20.5), 28), ((10.0, 30.0), MAX_REPEATS)])
+def test_precision_repeats_until_chance_moves_no_speedup_by_more(
+    rates: Sequence[float], num: int, tmp_path: Path
+) -> None:
+    plan, steps = noisy(rates), Steps()
+    report = run_plan(plan, Repeats(6, precision=0.015), FakePool(), steps, tmp_path / "toy.json", ABOUT)
+    ar, sd = report["rows"]
+    assert len(ar["repeats"]) == len(sd["repeats"]) == num and ar["speedup_notch"] == 0
+    assert (sd["speedup_notch"] <= 0.015 * sd["speedup"]) is (num < MAX_REPEATS)
+    assert steps.num == 2 + 2 * num and steps.more == 2 * (num - 6)
+
+
+def test_notches_judge_two_runs_as_chance_does() -> None:
+    """Two runs of one law differ seldom beyond their notches; against another median they nearly always do."""
+    random = Random(0)
+
+    def run_once(median: float) -> dict[str, Any]:
+        pairs = [(rate(median * random.lognormvariate(0, 0.1)), rate(10.0)) for _ in range(20)]
+        return {"rows": [{"cell": "c", **row_of("sd", *map(list, zip(*pairs, strict=True)))}]}
+
+    same = [compare(run_once(20.0), run_once(20.0))[0].speedups_differ for _ in range(400)]
+    other = [compare(run_once(20.0), run_once(25.0))[0].speedups_differ for _ in range(400)]
+    assert sum(map(bool, same)) / 400 < 0.05 and sum(map(bool, other)) / 400 > 0.9
 
 
 def test_spread_of_one_and_of_many() -> None:
