@@ -169,26 +169,20 @@ def _compare(files: Sequence[Path], console: Console) -> int:
     if not changes:
         raise ConfigError(f"{files[0]} and {files[1]} have no row in common")
     shown = RichTable(title=f"{files[1]} ÷ {files[0]}", title_justify="left")
-    for head in ("row", "before", "after", "ratio", "noise ±", "of speed-ups", "of best repeats", ""):
+    for head in ("row", "before", "after", "ratio", "noise ±", "of speed-ups", ""):
         shown.add_column(head, justify="left" if head == "row" else "right")
     for change in changes:
-        over_base = [
-            f"{ratio:.2f}" if ratio is not None else "–" for ratio in (change.ratio_of_speedups, change.ratio_of_best)
-        ]
+        speedups = "–" if change.ratio_of_speedups is None else f"{change.ratio_of_speedups:.2f}"
         verdict = ("faster" if change.ratio > 1 else "SLOWER") if change.is_beyond_noise else ""
         shown.add_row(
             change.row, f"{change.before:.1f}", f"{change.after:.1f}", f"{change.ratio:.2f}",
-            f"{100 * change.noise:.0f} %", *over_base, verdict,
+            f"{100 * change.noise:.0f} %", speedups, verdict,
         )  # fmt: skip
     console.print(shown, highlight=False, markup=False)
     beyond = sum(change.is_beyond_noise for change in changes)
     console.print(f"{beyond} of {len(changes)} rows changed beyond the noise of their repeats", highlight=False)
-    for what, ratios in {
-        "speed-ups": [change.ratio_of_speedups for change in changes],
-        "by the best repeats": [change.ratio_of_best for change in changes],
-    }.items():
-        if likeness := Likeness.of(ratios):
-            console.print(f"{what} within {100 * SAME:.0f} %: {likeness}", highlight=False)
+    if likeness := Likeness.of(change.ratio_of_speedups for change in changes):
+        console.print(f"speed-ups within {100 * SAME:.0f} %: {likeness}", highlight=False)
     judged = [change.speedups_differ for change in changes if change.speedups_differ is not None]
     if judged:
         console.print(f"speed-ups further apart than their ±: {sum(judged)} of {len(judged)}", highlight=False)

@@ -104,8 +104,6 @@ class Change:
         after: tokens/s.
         noise: what the ratio may be off by chance.
         ratio_of_speedups: None for a base row, and without one.
-        ratio_of_best: the same, but of the quickest repeats of row and base row, which the machine's other users
-            slow least.
         speedups_differ: whether the speed-ups are further apart than both notches explain; None without notches.
     """
 
@@ -114,7 +112,6 @@ class Change:
     after: float
     noise: float
     ratio_of_speedups: float | None
-    ratio_of_best: float | None
     speedups_differ: bool | None
 
     @property
@@ -131,24 +128,23 @@ class Change:
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Rows that both reports have, by cell and name; the noise of a row is half its range ÷ its median."""
     others = {_key(row): row for row in after["rows"] if "tokens_per_s" in row}
-    speedups = _speedups(before), _speedups(after)
     changes = []
     for row in before["rows"]:
         key = _key(row)
         if key not in others or "tokens_per_s" not in row:
             continue
         noise = max(NOISE_FLOOR, math.hypot(_noise(row), _noise(others[key])))
-        pairs = zip(*(known.get(key, (None, None)) for known in speedups), strict=True)
-        ratios = [new / old if old and new else None for old, new in pairs]
         rates = row["tokens_per_s"], others[key]["tokens_per_s"]
-        changes.append(Change(" ".join(filter(None, key)), *rates, noise, *ratios, _differ(row, others[key])))
+        changes.append(Change(" ".join(filter(None, key)), *rates, noise, *_speedups(row, others[key])))
     return changes
 
 
-def _differ(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+def _speedups(row: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float | None, bool | None]:
+    """Ratio of two speed-ups, and whether they are further apart than both notches; None where there are none."""
     if _is_base(row) or not {"speedup", "speedup_notch"} <= row.keys() & other.keys():
-        return None
-    return bool(abs(row["speedup"] - other["speedup"]) > row["speedup_notch"] + other["speedup_notch"])
+        return None, None
+    before, after = row["speedup"], other["speedup"]
+    return after / before, abs(after - before) > row["speedup_notch"] + other["speedup_notch"]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -158,18 +154,6 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str]:
 def _noise(row: Mapping[str, Any]) -> float:
     low, high = row.get("tokens_per_s_min"), row.get("tokens_per_s_max")
     return float((high - low) / 2 / row["tokens_per_s"]) if low and high and row["tokens_per_s"] else 0.0
-
-
-def _speedups(report: Mapping[str, Any]) -> dict[tuple[str, str], tuple[float, float | None]]:
-    """Of each row but the base rows: its speed-up, and its quickest repeat ÷ the base row's quickest."""
-    rows = [row for row in report["rows"] if "speedup" in row]
-    best = {row.get("cell", ""): max(row["repeats"]) for row in rows if _is_base(row) and row.get("repeats")}
-    found = {}
-    for row in rows:
-        if not _is_base(row):
-            base = best.get(row.get("cell", ""))
-            found[_key(row)] = row["speedup"], max(row["repeats"]) / base if base and row.get("repeats") else None
-    return found
 
 
 def _is_base(row: Mapping[str, Any]) -> bool:

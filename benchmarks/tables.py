@@ -133,13 +133,16 @@ def fill(page: str, folder: Path, tables_of: Callable[[Mapping[str, Any]], Seque
 
 
 def alike(pairs: Sequence[tuple[Path, Path]]) -> Table:
-    """Of each two runs of a benchmark: how many speed-ups are the same, by the medians and by the best repeats."""
-    heads = ("first run", "second run", f"speed-ups within {100 * SAME:.0f} %", "by the best repeats")
+    """Of each two runs of a benchmark: how many speed-ups are the same, and how many are further apart than chance."""
+    within = f"speed-ups within {100 * SAME:.0f} %"
+    heads = ("first run", "second run", within, "further apart than their ±")
     lines = []
     for paths in pairs:
         changes = compare(*map(read_report, paths))
-        likeness = [Likeness.of(getattr(c, name) for c in changes) for name in ("ratio_of_speedups", "ratio_of_best")]
-        lines.append((*(f"`{path.name}`" for path in paths), *(DASH if one is None else str(one) for one in likeness)))
+        likeness = Likeness.of(change.ratio_of_speedups for change in changes)
+        judged = [change.speedups_differ for change in changes if change.speedups_differ is not None]
+        apart = f"{sum(judged)} of {len(judged)}" if judged else DASH
+        lines.append((*(f"`{path.stem}`" for path in paths), str(likeness or DASH), apart))
     return Table("compare", "How alike two runs are", heads, tuple(lines))
 
 

@@ -274,15 +274,13 @@ def test_compare_flags_changes_beyond_the_noise() -> None:
     assert compare(report_of(100.0), {"rows": [{"name": "sd", "cell": "other", "tokens_per_s": 1.0}]}) == []
 
 
-def test_compare_by_the_best_repeats_forgives_a_slow_phase_of_the_machine() -> None:
+def test_likeness_counts_speedups_that_two_runs_share() -> None:
     def report(ar: list[float]) -> dict[str, Any]:
         rows = {"ar": [rate(value) for value in ar], "sd": [rate(20.0)] * len(ar)}
         return {"rows": [{"cell": "c", **row_of(name, results, rows["ar"])} for name, results in rows.items()]}
 
     base, sd = compare(report([10.0, 10.0, 10.0]), report([10.0, 5.0, 5.0]))
-    assert base.ratio_of_best is None and base.ratio_of_speedups is None
-    assert sd.ratio_of_speedups == pytest.approx(2) and sd.ratio_of_best == pytest.approx(1)
-    median, best = Likeness.of([sd.ratio_of_speedups, None]), Likeness.of([sd.ratio_of_best, 1.04])
-    assert (median and median.num_same, best and best.num_same) == (0, 2) and Likeness.of([None]) is None
-    (alone,) = compare(report_of(100.0, 90.0), report_of(100.0, 90.0))
-    assert alone.ratio_of_best is None
+    assert base.ratio_of_speedups is None and base.speedups_differ is None
+    assert sd.ratio_of_speedups == pytest.approx(2) and sd.speedups_differ is True  # 2 against 4 ±0.9
+    likeness = Likeness.of([sd.ratio_of_speedups, 1.04, None])
+    assert likeness and (likeness.num, likeness.num_same) == (2, 1) and Likeness.of([None]) is None

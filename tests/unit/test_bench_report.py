@@ -29,7 +29,8 @@ def made(name: str, **changes: Any) -> dict[str, Any]:
     """A report of a benchmark, with a row that ran and one that did not."""
     figures = {
         "tokens_per_s": 20.0, "tokens_per_s_min": 18.0, "tokens_per_s_max": 23.0, "speedup": 2.0, "speedup_min": 1.8,
-        "speedup_max": 2.3, "wall_s": 3.0, "acceptance_rate": 0.5, "mean_accepted_len": 2.5, "overlap_s": 0.1,
+        "speedup_max": 2.3, "speedup_notch": 0.05, "wall_s": 3.0, "acceptance_rate": 0.5,
+        "mean_accepted_len": 2.5, "overlap_s": 0.1,
         "verifier_busy": 0.8, "draft_round_ms": 2.0, "verify_ms": 20.0, "queue_wait_ms": 0.1, "first_token_s": 0.2,
         "latency_s": 1.0, "latency_max_s": 2.0, "kept": 0.9, "ms_per_round": 22.0, "repeats": [18.0, 20.0, 23.0],
         "text_equals_base": False, "agreement": 0.75, "memory_mib": {"verifier-0": 500.0, "draft-0": 90.0},
@@ -144,8 +145,8 @@ def test_fill_compares_two_runs(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(one))
     page = "<!-- compare: a.json b.json a.json a.json -->\n<!-- end -->\n"
     filled = fill(page, tmp_path, report.tables_of)
-    assert "| `a.json` | `b.json` | 0 of 1 (median 10.0 %, largest 10.0 %) | 1 of 1 (median 0.0" in filled
-    assert "| `a.json` | `a.json` | 1 of 1 " in filled and fill(filled, tmp_path, report.tables_of) == filled
+    assert "| `a` | `b` | 0 of 1 (median 10.0 %, largest 10.0 %) | 1 of 1 |" in filled
+    assert "| `a` | `a` | 1 of 1 " in filled and fill(filled, tmp_path, report.tables_of) == filled
     with pytest.raises(ConfigError, match="needs two reports"):
         fill("<!-- compare: a.json -->\n<!-- end -->\n", tmp_path, report.tables_of)
 
@@ -252,7 +253,7 @@ def test_compare_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["bench", "compare", str(before), str(after)]) == 0
     printed = capsys.readouterr().out
     assert "3.00" in printed and "faster" in printed and "1 of 2 rows changed" in printed
-    assert "speed-ups within 5 %: 1 of 1 (median 0.0 %" in printed and "by the best repeats within 5 %: 1" in printed
+    assert "speed-ups within 5 %: 1 of 1 (median 0.0 %" in printed and "further apart than their ±: 0 of 1" in printed
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
