@@ -34,7 +34,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of compare, report and tables")
     parser.add_argument("--quick", action="store_true", help="minutes: short texts, 2 repeats")
     parser.add_argument("--smoke", action="store_true", help="seconds: does it run? Figures mean nothing")
-    parser.add_argument("--repeats", type=int, metavar="N", help="interleaved repeats (default 5)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="interleaved repeats (default 5; with --precision 20)")
     parser.add_argument(
         "--precision", type=float, metavar="PERCENT",
         help="repeat until chance moves no speed-up by more; with 2.5 a second run agrees within 5 %%",
