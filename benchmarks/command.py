@@ -37,7 +37,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, metavar="N", help="interleaved repeats (default 5; with --precision 20)")
     parser.add_argument(
         "--precision", type=float, metavar="PERCENT",
-        help="repeat until chance moves no speed-up by more; with 2.5 a second run agrees within 5 %%",
+        help="repeat until chance moves no speed-up by more, 100 times at most; at 2.5 a second run agrees within 5 %%",
     )  # fmt: skip
     parser.add_argument("--target", metavar="MODEL", help="folder or hub id (default: the bundled pair, inflated)")
     parser.add_argument("--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary")
@@ -159,7 +159,7 @@ def _print(made: Any, console: Console) -> None:
 
 
 def _compare(files: Sequence[Path], console: Console) -> int:
-    from seedmp.benchmarks.summary import SAME, Likeness, compare
+    from seedmp.benchmarks.summary import SAME, Likeness, compare, num_apart
     from seedmp.benchmarks.tables import read_report
 
     if len(files) != 2:
@@ -183,9 +183,8 @@ def _compare(files: Sequence[Path], console: Console) -> int:
     console.print(f"{beyond} of {len(changes)} rows changed beyond the noise of their repeats", highlight=False)
     if likeness := Likeness.of(change.ratio_of_speedups for change in changes):
         console.print(f"speed-ups within {100 * SAME:.0f} %: {likeness}", highlight=False)
-    judged = [change.speedups_differ for change in changes if change.speedups_differ is not None]
-    if judged:
-        console.print(f"speed-ups further apart than their ±: {sum(judged)} of {len(judged)}", highlight=False)
+    if apart := num_apart(changes):
+        console.print(f"speed-ups further apart than their ±: {apart}", highlight=False)
     return 0
 
 

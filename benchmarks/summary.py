@@ -187,3 +187,9 @@ class Likeness:
 
     def __str__(self) -> str:
         return f"{self.num_same} of {self.num} (median {100 * self.median:.1f} %, largest {100 * self.largest:.1f} %)"
+
+
+def num_apart(changes: Iterable[Change]) -> str | None:
+    """How many speed-ups are further apart than both notches, of how many; None where there are no notches."""
+    judged = [change.speedups_differ for change in changes if change.speedups_differ is not None]
+    return f"{sum(judged)} of {len(judged)}" if judged else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedmp.benchmarks.summary import SAME, Likeness, compare
+from seedmp.benchmarks.summary import SAME, Likeness, compare, num_apart
 from seedmp.errors import ConfigError
 
 _MARKED = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -140,9 +140,7 @@ def alike(pairs: Sequence[tuple[Path, Path]]) -> Table:
     for paths in pairs:
         changes = compare(*map(read_report, paths))
         likeness = Likeness.of(change.ratio_of_speedups for change in changes)
-        judged = [change.speedups_differ for change in changes if change.speedups_differ is not None]
-        apart = f"{sum(judged)} of {len(judged)}" if judged else DASH
-        lines.append((*(f"`{path.stem}`" for path in paths), str(likeness or DASH), apart))
+        lines.append((*(f"`{path.stem}`" for path in paths), str(likeness or DASH), num_apart(changes) or DASH))
     return Table("compare", "How alike two runs are", heads, tuple(lines))
 
 
