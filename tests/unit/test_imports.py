@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"seedmp": "seedmp", "seedmp.benchmarks": "benchmarks", "seedmp.ipc": "ipc", "seedmp.workers": "workers"}
 
-BASE = {"errors", "ids"}  # everyone may import these
+BASE = {"errors", "ids", "checks", "registry"}  # everyone may import these
 PLAIN = {"config", "sampling", "metrics", "trace"}
 ANY = {"*"}
 
@@ -25,6 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": ANY,  # public names, loaded on first use
     "errors": set(),
     "ids": set(),
+    "checks": set(),
+    "registry": set(),
     "config": {"sampling", "token_tree", "decoding"},  # a setting names a method, a tree shape and a rule
     "sampling": set(),
     "trace": set(),

@@ -1,0 +1,70 @@
+"""Parts that have names: methods, accept rules, policies, draft kinds, runners.
+
+A built-in part is one line in the table of its registry and is imported on first use. A part of the user's own
+is named ``module:attribute``; nothing needs to be registered. It must lie in a file that can be imported,
+because worker processes import it, too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from seedmp.errors import ConfigError
+
+PartT = TypeVar("PartT")
+
+
+class Registry(Generic[PartT]):
+    """The parts of one kind, by name.
+
+    Args:
+        setting: what the kind is called in settings and messages, such as ``policy``.
+        table: ``module:attribute`` of each built-in part, by name.
+    """
+
+    def __init__(self, setting: str, table: dict[str, str]) -> None:
+        self.setting = setting
+        self.table = table
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the built-in parts."""
+        return tuple(self.table)
+
+    def load(self, name: Any) -> PartT:
+        """The part of this name, imported now if it was not.
+
+        Raises:
+            ConfigError: no part has this name, or it cannot be imported; the message lists the built-in names.
+        """
+        where = self.table.get(name, name) if isinstance(name, str) else ""
+        module_name, colon, attribute = where.partition(":")
+        if not (colon and module_name and attribute):
+            raise ConfigError(
+                f"{self.setting}={name!r}: must be one of {', '.join(self.table)}, "
+                "or module:attribute for a part of your own"
+            )
+        if module_name == "__main__":
+            raise ConfigError(
+                f"{self.setting}={name!r}: worker processes cannot import __main__: put the part into a file of its own"
+            )
+        try:
+            part: PartT = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{self.setting}={name!r}: {error}") from error
+        return part
+
+
+def import_folder(name: str) -> str | None:
+    """The folder from which the module of a ``module:attribute`` name was imported; None for a built-in name.
+
+    Worker processes append it to their search path, so that they find the same file.
+    """
+    top = name.partition(":")[0].partition(".")[0] if ":" in name else ""
+    file = getattr(sys.modules.get(top), "__file__", None)
+    if file is None:
+        return None
+    path = Path(file).resolve()
+    return str(path.parent.parent if path.stem == "__init__" else path.parent)
