@@ -1,27 +1,26 @@
 """From a token tree and the target's logits to a verdict: which path is kept, and the token after it.
 
+Adding a rule: a class below ``AcceptRule`` in a file of its own, and its name in ``rules.RULES``. docs/methods.md has
+the mathematics of the built-in rules.
+
 Dimension letters: N tree nodes, I internal nodes (the root and every node with children),
-V vocabulary, m tokens of a draft row.
+V vocabulary, m tokens of a draft row, M draws.
 """
 
 from __future__ import annotations
 
-import enum
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from seedmp.decoding.greedy import follow_target, greedy_tokens
-from seedmp.decoding.sequoia import SequoiaTrial
-from seedmp.decoding.specinfer import SpecInferTrial
-from seedmp.decoding.target_sample import sample_token
+from seedmp.decoding.rules import RULES, rule_for
 from seedmp.errors import ConfigError, ProtocolError
-from seedmp.sampling import Noise, Purpose, TargetLaw
-from seedmp.token_tree.merge import MergedTree
-from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
-
-__all__ = ["AcceptRule", "DraftRows", "Verdict", "accept", "check_rule", "rule_for", "sample_token"]
+from seedmp.sampling import Noise, TargetLaw
+from seedmp.token_tree.tree import ProposalKind, TokenTree
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,6 @@ class Verdict:
 
     accepted: tuple[int, ...]
     next_token: int
-
-
-class AcceptRule(enum.Enum):
-    """How the verifier decides about children; docs/methods.md has the mathematics."""
-
-    GREEDY = "greedy"
-    TARGET_SAMPLE = "target-sample"
-    SPECINFER = "specinfer"
-    SEQUOIA = "sequoia"
 
 
 @dataclass(frozen=True)
@@ -96,21 +86,57 @@ class DraftRows:
             raise ProtocolError("equal siblings in a tree that was drawn without replacement")
 
 
-_TRIALS = {AcceptRule.SPECINFER: SpecInferTrial, AcceptRule.SEQUOIA: SequoiaTrial}
-_NEEDS_KIND = {
-    AcceptRule.SPECINFER: ProposalKind.IID,
-    AcceptRule.SEQUOIA: ProposalKind.WITHOUT_REPLACEMENT,
-}
-_RULE_OF_KIND = {
-    ProposalKind.DETERMINISTIC: AcceptRule.TARGET_SAMPLE,
-    ProposalKind.IID: AcceptRule.SPECINFER,
-    ProposalKind.WITHOUT_REPLACEMENT: AcceptRule.SEQUOIA,
-}
+class AcceptRule(ABC):
+    """How the verifier judges a token tree. A rule has no state.
+
+    Attributes:
+        name: as in settings and messages.
+        kinds: the trees for which the output follows the target's law exactly.
+        only_greedy: the rule is exact at target temperature 0 alone.
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[frozenset[ProposalKind]] = frozenset(ProposalKind)
+    only_greedy: ClassVar[bool] = False
+
+    def fits(self, kind: ProposalKind, target_temperature: float) -> bool:
+        """Whether the rule is lossless for such trees."""
+        return kind in self.kinds and (target_temperature == 0 or not self.only_greedy)
+
+    @abstractmethod
+    def judge(
+        self,
+        tree: TokenTree,
+        draft_rows: DraftRows | None,
+        logits: torch.Tensor,
+        law: TargetLaw,
+        noise: Noise,
+        position: int,
+    ) -> Verdict:
+        """Decide about a tree that the rule fits; an empty tree is plain sampling. Arguments as in ``accept``."""
 
 
-def rule_for(kind: ProposalKind, target_temperature: float) -> AcceptRule:
-    """The lossless rule that accepts most for trees of this kind."""
-    return AcceptRule.GREEDY if target_temperature == 0 else _RULE_OF_KIND[kind]
+@cache
+def load_rule(name: str) -> AcceptRule:
+    """The rule of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return RULES.load(name)()
+
+
+def choose_rule(asked: str | None, kind: ProposalKind, target_temperature: float) -> AcceptRule:
+    """The rule that was asked for where it is lossless; elsewhere the default of the kind.
+
+    Args:
+        asked: name of a rule, or None.
+        kind: of the tree.
+        target_temperature: of the request.
+    """
+    if asked is not None and load_rule(asked).fits(kind, target_temperature):
+        return load_rule(asked)
+    return load_rule(rule_for(kind, target_temperature))
 
 
 def check_rule(rule: AcceptRule, kind: ProposalKind, target_temperature: float) -> None:
@@ -119,18 +145,15 @@ def check_rule(rule: AcceptRule, kind: ProposalKind, target_temperature: float) 
     Raises:
         ConfigError: says which part does not fit, and what would.
     """
-    if rule is AcceptRule.GREEDY and target_temperature != 0:
+    better = rule_for(kind, target_temperature)
+    if rule.only_greedy and target_temperature != 0:
+        raise ConfigError(f"rule {rule.name} is only for target temperature 0, not {target_temperature}: use {better}")
+    if kind not in rule.kinds:
+        needed = " or ".join(sorted(one.value for one in rule.kinds))
         raise ConfigError(
-            f"rule {rule.value} is only for target temperature 0, not {target_temperature}: "
-            f"use {rule_for(kind, target_temperature).value}"
-        )
-    needed = _NEEDS_KIND.get(rule, kind)
-    if kind is not needed:
-        raise ConfigError(
-            f"rule {rule.value} needs children that are {needed.value} draws, but the tree is {kind.value}: "
+            f"rule {rule.name} needs children that are {needed} draws, but the tree is {kind.value}: "
             "the output would be biased (total variation 0.15 in the SEED reference code, which does this "
-            "with deterministic trees): use "
-            f"{rule_for(kind, target_temperature).value}"
+            f"with deterministic trees): use {better}"
         )
 
 
@@ -149,7 +172,7 @@ def accept(
         rule: must fit the tree's kind and the law (``check_rule``); an empty tree fits every rule
             that fits the law, and is plain sampling.
         tree: N draft tokens; children of a node in draft order.
-        draft_rows: needed by SPECINFER and SEQUOIA, not read by the others.
+        draft_rows: the laws that the tree was drawn from; rules for deterministic trees do not read them.
         logits: [N + 1, V] any float dtype; row 0 after the committed prefix, row 1 + i after node i.
         law: what the target's logits stand for.
         noise: same noise, same verdict. TARGET_TOKEN draws the target's own token, ACCEPT has one
@@ -166,61 +189,11 @@ def accept(
     Runs in: verifier process.
     """
     assert logits.shape[0] == len(tree) + 1, f"{logits.shape[0]} rows of logits for {len(tree)} nodes"
-    if len(tree):
-        check_rule(rule, tree.kind, law.temperature)
-    if rule is AcceptRule.GREEDY:
-        greedy = greedy_tokens(logits, law.vocab_size)
-        return Verdict(*follow_target(tree, lambda node_idx: greedy[node_idx + 1]))
-    if rule is AcceptRule.TARGET_SAMPLE:
-
-        def sampled(node_idx: int) -> int:
-            depth = 0 if node_idx == NO_PARENT else tree.depths[node_idx]
-            probs = _target_probs(law, logits, node_idx)
-            return sample_token(probs, noise.gumbel(position + depth, Purpose.TARGET_TOKEN, len(probs)))
-
-        return Verdict(*follow_target(tree, sampled))
-    return _accept_by_trials(_TRIALS[rule], tree, draft_rows, logits, law, noise, position)
+    check_rule(rule, tree.kind if len(tree) else next(iter(rule.kinds)), law.temperature)
+    return rule.judge(tree, draft_rows, logits, law, noise, position)
 
 
-def _accept_by_trials(
-    trial_type: type[SpecInferTrial],
-    tree: TokenTree,
-    draft_rows: DraftRows | None,
-    logits: torch.Tensor,
-    law: TargetLaw,
-    noise: Noise,
-    position: int,
-) -> Verdict:
-    """Rules C and D: at each node try its children in order; only visited rows cost anything."""
-    num_rows = 0 if draft_rows is None else len(draft_rows.ids)
-    if num_rows != len(tree.internal_nodes):
-        raise ProtocolError(f"{num_rows} draft rows for {len(tree.internal_nodes)} nodes with children")
-    trials = tree.children
-    if draft_rows is not None and draft_rows.draws:
-        trials = MergedTree(tree, draft_rows.draws).trials
-    path: list[int] = []
-    node_idx = NO_PARENT
-    while children := trials[node_idx + 1]:  # with repeats where a token was drawn again
-        assert draft_rows is not None
-        row = tree.internal_nodes.index(node_idx)
-        trial = trial_type(_target_probs(law, logits, node_idx), draft_rows.ids[row], draft_rows.probs[row])
-        uniforms = noise.uniform(position, Purpose.ACCEPT, len(children))
-        for child, uniform in zip(children, uniforms.tolist(), strict=True):
-            token = tree.token_ids[child]
-            if uniform < trial.accept_prob(token):
-                break
-            trial.reject(token)
-        else:
-            gumbel = noise.gumbel(position, Purpose.RECOVERED_TOKEN, len(trial.residual))
-            return Verdict(tuple(path), sample_token(trial.residual, gumbel))
-        path.append(child)
-        node_idx = child
-        position += 1
-    probs = _target_probs(law, logits, node_idx)
-    return Verdict(tuple(path), sample_token(probs, noise.gumbel(position, Purpose.TARGET_TOKEN, len(probs))))
-
-
-def _target_probs(law: TargetLaw, logits: torch.Tensor, node_idx: int) -> np.ndarray:
-    """[vocab_size] float32, the target's law after one node."""
+def target_probs(law: TargetLaw, logits: torch.Tensor, node_idx: int) -> np.ndarray:
+    """[vocab_size] float32, the target's law after one node; NO_PARENT: after the committed prefix."""
     probs: np.ndarray = law.probs(logits[node_idx + 1 : node_idx + 2])[0].cpu().numpy()
     return probs

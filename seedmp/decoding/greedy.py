@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 import torch
 
+from seedmp.decoding.accept import AcceptRule, DraftRows, Verdict
+from seedmp.decoding.rules import GREEDY
+from seedmp.sampling import Noise, TargetLaw
 from seedmp.token_tree.tree import NO_PARENT, TokenTree
 
 
@@ -45,3 +48,22 @@ def follow_target(tree: TokenTree, token_after: Callable[[int], int]) -> tuple[t
             return tuple(path), token
         path.append(child)
         node_idx = child
+
+
+class GreedyRule(AcceptRule):
+    """Rule A, for any tree at target temperature 0."""
+
+    name = GREEDY
+    only_greedy = True
+
+    def judge(
+        self,
+        tree: TokenTree,
+        draft_rows: DraftRows | None,
+        logits: torch.Tensor,
+        law: TargetLaw,
+        noise: Noise,
+        position: int,
+    ) -> Verdict:
+        greedy = greedy_tokens(logits, law.vocab_size)
+        return Verdict(*follow_target(tree, lambda node_idx: greedy[node_idx + 1]))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from seedmp.decoding.rules import SEQUOIA
 from seedmp.decoding.specinfer import SpecInferTrial
+from seedmp.decoding.trials import TrialRule
+from seedmp.token_tree.tree import ProposalKind
 
 
 class SequoiaTrial(SpecInferTrial):
@@ -29,3 +32,11 @@ class SequoiaTrial(SpecInferTrial):
             untried[self._rejected] = False
             self._row_ids = np.flatnonzero(untried)
             self._draft_probs = np.full(len(self._row_ids), 1 / max(1, len(self._row_ids)))
+
+
+class SequoiaRule(TrialRule):
+    """Rule D, for trees whose children were drawn without replacement."""
+
+    name = SEQUOIA
+    kinds = frozenset({ProposalKind.WITHOUT_REPLACEMENT})
+    trial = SequoiaTrial

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from seedmp.decoding.rules import SPECINFER
+from seedmp.decoding.trials import TrialRule
 from seedmp.errors import ProtocolError
+from seedmp.token_tree.tree import ProposalKind
 
 # A residual of this mass or less is rounding: exact arithmetic has none after a rejection.
 MIN_RESIDUAL_MASS = 1e-12
@@ -77,3 +80,11 @@ class SpecInferTrial:
             law[likeliest] = 1
         result: np.ndarray = law / law.sum()
         return result
+
+
+class SpecInferRule(TrialRule):
+    """Rule C, for trees whose children are independent draws."""
+
+    name = SPECINFER
+    kinds = frozenset({ProposalKind.IID})
+    trial = SpecInferTrial

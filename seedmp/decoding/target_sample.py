@@ -10,6 +10,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from seedmp.decoding.accept import AcceptRule, DraftRows, Verdict, target_probs
+from seedmp.decoding.greedy import follow_target
+from seedmp.decoding.rules import TARGET_SAMPLE
+from seedmp.sampling import Noise, Purpose, TargetLaw
+from seedmp.token_tree.tree import NO_PARENT, TokenTree
+
 
 def sample_token(probs_row: np.ndarray | torch.Tensor, gumbel: np.ndarray) -> int:
     """One draw from a law by the Gumbel-max trick: argmax(log p + g).
@@ -24,3 +30,25 @@ def sample_token(probs_row: np.ndarray | torch.Tensor, gumbel: np.ndarray) -> in
         keys = np.log(probs, dtype=np.float64)
     keys += gumbel
     return int(keys.argmax())
+
+
+class TargetSampleRule(AcceptRule):
+    """Rule B, for any tree at any temperature."""
+
+    name = TARGET_SAMPLE
+
+    def judge(
+        self,
+        tree: TokenTree,
+        draft_rows: DraftRows | None,
+        logits: torch.Tensor,
+        law: TargetLaw,
+        noise: Noise,
+        position: int,
+    ) -> Verdict:
+        def sampled(node_idx: int) -> int:
+            depth = 0 if node_idx == NO_PARENT else tree.depths[node_idx]
+            probs = target_probs(law, logits, node_idx)
+            return sample_token(probs, noise.gumbel(position + depth, Purpose.TARGET_TOKEN, len(probs)))
+
+        return Verdict(*follow_target(tree, sampled))

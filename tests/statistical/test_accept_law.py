@@ -19,7 +19,7 @@ import pytest
 import scipy.stats
 import torch
 
-from seedmp.decoding.accept import DraftRows, accept, rule_for
+from seedmp.decoding.accept import DraftRows, accept, choose_rule
 from seedmp.decoding.propose import Children, DraftLaw, noise_size, propose_children
 from seedmp.decoding.sequoia import SequoiaTrial
 from seedmp.decoding.specinfer import SpecInferTrial
@@ -100,7 +100,7 @@ def grow_trees(
 
 def committed_pairs(case: Case, tamper: TamperChildren) -> np.ndarray:
     """[VOCAB, VOCAB] counts of the first two committed tokens."""
-    rule = rule_for(case.kind, case.target_temperature)
+    rule = choose_rule(None, case.kind, case.target_temperature)
     law = TargetLaw(case.target_temperature)
 
     def play_round(last_tokens: list[int], streams: list[int], position: int) -> list[list[int]]:

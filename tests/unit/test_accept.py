@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from seedmp.decoding.accept import AcceptRule, DraftRows, Verdict, accept, check_rule, rule_for, sample_token
+from seedmp.decoding.accept import AcceptRule, DraftRows, Verdict, accept, check_rule, choose_rule, load_rule
 from seedmp.decoding.greedy import follow_target
 from seedmp.decoding.propose import DraftLaw, noise_size, propose_children
+from seedmp.decoding.rules import RULES
 from seedmp.decoding.sequoia import SequoiaTrial
 from seedmp.decoding.specinfer import SpecInferTrial
+from seedmp.decoding.target_sample import sample_token
 from seedmp.errors import ConfigError, ProtocolError
 from seedmp.sampling import Noise, Purpose, TargetLaw
 from seedmp.token_tree.tree import EMPTY_TREE, NO_PARENT, ProposalKind, TokenTree
@@ -26,11 +28,13 @@ torch.set_num_threads(1)
 IID = ProposalKind.IID
 SWOR = ProposalKind.WITHOUT_REPLACEMENT
 DETERMINISTIC = ProposalKind.DETERMINISTIC
+ALL_RULES = [load_rule(name) for name in RULES.names()]
+GREEDY, TARGET_SAMPLE, SPECINFER, SEQUOIA = ALL_RULES
 KIND_OF_RULE = {
-    AcceptRule.GREEDY: DETERMINISTIC,
-    AcceptRule.TARGET_SAMPLE: DETERMINISTIC,
-    AcceptRule.SPECINFER: IID,
-    AcceptRule.SEQUOIA: SWOR,
+    GREEDY: DETERMINISTIC,
+    TARGET_SAMPLE: DETERMINISTIC,
+    SPECINFER: IID,
+    SEQUOIA: SWOR,
 }
 
 TARGET = np.array([0.6, 0.3, 0.1])
@@ -164,7 +168,7 @@ def test_nan_logits_of_the_target_still_give_a_token(kind: ProposalKind) -> None
     rows = DraftRows(np.array([[1, 2, 3]], np.int32), np.array([[0.5, 0.25, 0.25]], np.float32))
     logits = torch.full((3, 5), torch.nan)
     for seed in range(5):
-        verdict = accept(rule_for(kind, 1.0), tree, rows, logits, TargetLaw(), Noise(seed), 0)
+        verdict = accept(choose_rule(None, kind, 1.0), tree, rows, logits, TargetLaw(), Noise(seed), 0)
         assert 0 <= verdict.next_token < 5
         assert verdict.accepted == ()
 
@@ -186,7 +190,7 @@ def test_refuses_draft_rows_that_cannot_be(ids: list[list[int]], probs: list[lis
     rows = DraftRows(np.array(ids, np.int32), np.array(probs, np.float32))
     tree = TokenTree((1,), (NO_PARENT,), IID)
     with pytest.raises(ProtocolError, match=what):
-        accept(AcceptRule.SPECINFER, tree, rows, torch.zeros(2, 3), TargetLaw(), Noise(0), 0)
+        accept(SPECINFER, tree, rows, torch.zeros(2, 3), TargetLaw(), Noise(0), 0)
     with pytest.raises(ProtocolError, match=what.replace("token 1", "a draft token")):
         rows.validate(tree, 3)
 
@@ -211,28 +215,28 @@ def test_valid_rows_pass_and_equal_siblings_only_with_replacement() -> None:
 def test_refuses_missing_or_misshapen_draft_rows() -> None:
     tree = TokenTree((1,), (NO_PARENT,), IID)
     with pytest.raises(ProtocolError, match="0 draft rows for 1"):
-        accept(AcceptRule.SPECINFER, tree, None, torch.zeros(2, 3), TargetLaw(), Noise(0), 0)
+        accept(SPECINFER, tree, None, torch.zeros(2, 3), TargetLaw(), Noise(0), 0)
     with pytest.raises(ProtocolError, match="ids are"):
         DraftRows(np.zeros((1, 2), np.int32), np.zeros((1, 3), np.float32))
 
 
 @pytest.mark.parametrize("kind", list(ProposalKind))
 def test_rule_for_fits(kind: ProposalKind) -> None:
-    assert rule_for(kind, 0) is AcceptRule.GREEDY
-    assert KIND_OF_RULE[rule_for(kind, 0.7)] is kind
+    assert choose_rule(None, kind, 0) is GREEDY
+    assert KIND_OF_RULE[choose_rule(None, kind, 0.7)] is kind
     for temperature in (0, 0.7):
-        check_rule(rule_for(kind, temperature), kind, temperature)
-        check_rule(AcceptRule.TARGET_SAMPLE, kind, temperature)
+        check_rule(choose_rule(None, kind, temperature), kind, temperature)
+        check_rule(TARGET_SAMPLE, kind, temperature)
 
 
 @pytest.mark.parametrize(
     ("rule", "kind", "temperature", "why"),
     [
-        (AcceptRule.GREEDY, DETERMINISTIC, 0.2, "temperature 0, not 0.2: use target-sample"),
-        (AcceptRule.SPECINFER, DETERMINISTIC, 1.0, "biased .*0.15.* use target-sample"),
-        (AcceptRule.SEQUOIA, DETERMINISTIC, 1.0, "biased .*0.15.* use target-sample"),
-        (AcceptRule.SPECINFER, SWOR, 1.0, "use sequoia"),
-        (AcceptRule.SEQUOIA, IID, 1.0, "use specinfer"),
+        (GREEDY, DETERMINISTIC, 0.2, "temperature 0, not 0.2: use target-sample"),
+        (SPECINFER, DETERMINISTIC, 1.0, "biased .*0.15.* use target-sample"),
+        (SEQUOIA, DETERMINISTIC, 1.0, "biased .*0.15.* use target-sample"),
+        (SPECINFER, SWOR, 1.0, "use sequoia"),
+        (SEQUOIA, IID, 1.0, "use specinfer"),
     ],
 )
 def test_biased_rules_are_refused(rule: AcceptRule, kind: ProposalKind, temperature: float, why: str) -> None:
@@ -259,12 +263,12 @@ def test_greedy_walk() -> None:
     }
     for target_tokens, verdict in cases.items():
         logits = one_hot_logits(list(target_tokens), 8)
-        assert accept(AcceptRule.GREEDY, tree, None, logits, TargetLaw(0), Noise(0), 0) == verdict
+        assert accept(GREEDY, tree, None, logits, TargetLaw(0), Noise(0), 0) == verdict
 
 
-@pytest.mark.parametrize("rule", list(AcceptRule))
+@pytest.mark.parametrize("rule", ALL_RULES)
 def test_padding_of_the_vocabulary_is_never_chosen(rule: AcceptRule) -> None:
-    law = TargetLaw(0 if rule is AcceptRule.GREEDY else 1.0, vocab_size=3)
+    law = TargetLaw(0 if rule is GREEDY else 1.0, vocab_size=3)
     tree = TokenTree((1,), (NO_PARENT,), KIND_OF_RULE[rule])
     rows = DraftRows(np.array([[0, 1]], np.int32), np.array([[0.5, 0.5]], np.float32))
     logits = torch.zeros(2, 8)
@@ -273,7 +277,7 @@ def test_padding_of_the_vocabulary_is_never_chosen(rule: AcceptRule) -> None:
         assert accept(rule, tree, rows, logits, law, Noise(seed), 0).next_token < 3
 
 
-@pytest.mark.parametrize("rule", [rule for rule in AcceptRule if rule is not AcceptRule.GREEDY])
+@pytest.mark.parametrize("rule", [rule for rule in ALL_RULES if rule is not GREEDY])
 def test_an_empty_tree_is_plain_seeded_sampling(rule: AcceptRule) -> None:
     law, noise = TargetLaw(0.8), Noise(11, 3)
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
@@ -295,7 +299,7 @@ def test_rules_a_and_b_give_the_text_of_plain_sampling(temperature: float, kind:
     vocab, rng = 4, np.random.default_rng(5)
     table = torch.from_numpy(rng.normal(size=(vocab, vocab)))  # the next token's logits depend on the last token
     law, noise = TargetLaw(temperature), Noise(9)
-    rule = AcceptRule.GREEDY if temperature == 0 else AcceptRule.TARGET_SAMPLE
+    rule = GREEDY if temperature == 0 else TARGET_SAMPLE
     plain = [0]
     while len(plain) < 60:
         plain.append(accept(rule, EMPTY_TREE, None, table[plain[-1:]], law, noise, len(plain)).next_token)
@@ -325,7 +329,7 @@ class FixedNoise(Noise):
         return np.array(self.uniforms[:num]) if purpose is Purpose.ACCEPT else np.full(num, 0.5)
 
 
-@pytest.mark.parametrize("rule", [AcceptRule.SPECINFER, AcceptRule.SEQUOIA])
+@pytest.mark.parametrize("rule", [SPECINFER, SEQUOIA])
 def test_children_are_tried_in_draft_order_with_the_noise_of_their_position(rule: AcceptRule) -> None:
     # Target uniform over 4 everywhere; draft row (1/2, 1/4, 1/4) over tokens 0, 1, 2.
     tree = TokenTree((0, 1, 2, 1), (NO_PARENT, NO_PARENT, 1, 1), KIND_OF_RULE[rule])
@@ -359,23 +363,21 @@ def test_row_r_belongs_to_internal_node_r(kind: ProposalKind) -> None:
     tree = TokenTree((first[0], (first[0] + 1) % 5, *first[1:]), tree_parents, kind)
     rows = DraftRows(drawn.row_ids, drawn.row_probs)
     for seed in range(30):
-        verdict = accept(rule_for(kind, 1.0), tree, rows, logits, TargetLaw(), Noise(seed), 0)
+        verdict = accept(choose_rule(None, kind, 1.0), tree, rows, logits, TargetLaw(), Noise(seed), 0)
         assert verdict.accepted == (0, 2, 3, 4)
 
 
 @pytest.mark.parametrize("kind", [IID, SWOR])
 def test_sampled_rules_are_greedy_for_a_greedy_law(kind: ProposalKind) -> None:
     rng = np.random.default_rng(3)
-    rule = AcceptRule.SPECINFER if kind is IID else AcceptRule.SEQUOIA
+    rule = SPECINFER if kind is IID else SEQUOIA
     for seed in range(30):
         logits = torch.from_numpy(rng.normal(size=(3, 5))).float()
         noise = [rng.gumbel(size=noise_size(kind, 2, 4))]
         drawn = propose_children(torch.zeros(1, 5), 2, kind, DraftLaw(1.0, 4), noise)
         tree = TokenTree(tuple(drawn.token_ids[0].tolist()), (NO_PARENT, NO_PARENT), kind)
         rows = DraftRows(drawn.row_ids, drawn.row_probs)
-        sampled, greedy = (
-            accept(r, tree, rows, logits, TargetLaw(0), Noise(seed), 0) for r in (rule, AcceptRule.GREEDY)
-        )
+        sampled, greedy = (accept(r, tree, rows, logits, TargetLaw(0), Noise(seed), 0) for r in (rule, GREEDY))
         assert sampled == greedy
 
 
