@@ -25,7 +25,6 @@ from seedmp.benchmarks.summary import Result
 from seedmp.benchmarks.svg import Bar, Figure, bar_chart
 from seedmp.benchmarks.tables import DASH, NAME, RATE, SAME_TEXT, Column, Table, by_cell, same_text, table
 from seedmp.benchmarks.workloads import roots
-from seedmp.config import Method
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError
 from seedmp.measure import account
@@ -118,26 +117,26 @@ def subjects(options: Options, num_nodes: int, calibration: Calibration) -> dict
     chains = f"{width}x{num_nodes // width}"
     any_depth = {"nodes": num_nodes, "max_depth": num_nodes}
 
-    def engine(method: Method, **settings: Any) -> Subject:
-        return engine_subject(options, method=method.value, num_drafts=1, **settings)
+    def engine(method: str, **settings: Any) -> Subject:
+        return engine_subject(options, method=method, num_drafts=1, **settings)
 
-    def fitted_engine(method: Method, choose: Choose) -> Subject:
+    def fitted_engine(method: str, choose: Choose) -> Subject:
         return FittedSubject(
-            engine_subject(options, method=method.value, num_drafts=1), calibration, num_nodes, choose
+            engine_subject(options, method=method, num_drafts=1), calibration, num_nodes, choose
         )  # fmt: skip
 
     made = {
-        AR: engine(Method.AR),
-        f"chain-{SHORT_CHAIN}": engine(Method.MCSD, k_config=(1,) * SHORT_CHAIN),
-        f"chain-{num_nodes}": engine(Method.MCSD, k_config=(1,) * num_nodes),
-        K_CONFIG: fitted_engine(Method.MCSD, best_k_config),
-        chains: engine(Method.SPECINFER, growmap=chains),
-        SEQUOIA: fitted_engine(Method.SEQUOIA, best_growmap),
-        OPT_TREE: engine(Method.OPT_TREE, threshold=0.0, **any_depth),
-        "eagle": engine(Method.EAGLE, **any_depth),
-        "ngram": engine(Method.NGRAM, **any_depth),
-        "coupled-chain": engine(Method.COUPLED, k_config=(1,) * num_nodes),
-        "coupled-sequoia": fitted_engine(Method.COUPLED, best_growmap),
+        AR: engine("ar"),
+        f"chain-{SHORT_CHAIN}": engine("mcsd", k_config=(1,) * SHORT_CHAIN),
+        f"chain-{num_nodes}": engine("mcsd", k_config=(1,) * num_nodes),
+        K_CONFIG: fitted_engine("mcsd", best_k_config),
+        chains: engine("specinfer", growmap=chains),
+        SEQUOIA: fitted_engine("sequoia", best_growmap),
+        OPT_TREE: engine("opt-tree", threshold=0.0, **any_depth),
+        "eagle": engine("eagle", **any_depth),
+        "ngram": engine("ngram", **any_depth),
+        "coupled-chain": engine("coupled", k_config=(1,) * num_nodes),
+        "coupled-sequoia": fitted_engine("coupled", best_growmap),
     }
     left_out: tuple[str, ...] = options.pick(
         (), (f"chain-{SHORT_CHAIN}", chains, "coupled-sequoia"), tuple(set(made) - {AR, K_CONFIG, SEQUOIA})

@@ -20,8 +20,8 @@ from seedmp.benchmarks.subjects import Encoder, continue_all, engine_subject, gr
 from seedmp.benchmarks.svg import Bar, Figure, bar_chart
 from seedmp.benchmarks.tables import USUAL, Column, Table, by_cell, table
 from seedmp.benchmarks.workloads import passages
-from seedmp.config import Method
 from seedmp.errors import ConfigError
+from seedmp.methods.registry import METHODS
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.sequoia import parse_acceptance, search_trees
 
@@ -38,20 +38,20 @@ SHOWS_NOT = (
 )
 
 
-def settings_of(method: Method, num_nodes: int) -> dict[str, Any] | None:
+def settings_of(method: str, num_nodes: int) -> dict[str, Any] | None:
     """A tree of about ``num_nodes`` draft tokens; None: the method has no row here."""
     depth = 4 if num_nodes <= 16 else 7
-    trees: dict[Method, dict[str, Any] | None] = {
-        Method.AR: {},
-        Method.SD: None,  # specinfer, with k_config trees
-        Method.EAGLE: {"nodes": num_nodes, "max_depth": depth},
-        Method.MCSD: {"k_config": (2, 2, 1) if num_nodes <= 16 else (4, 2, 2, 1)},
-        Method.SPECINFER: {"growmap": f"{max(2, num_nodes // depth)}x{depth}"},
-        Method.OPT_TREE: {"nodes": num_nodes, "max_depth": depth},
-        Method.NGRAM: {"nodes": num_nodes, "max_depth": depth},
-        Method.COUPLED: {"k_config": (2, 2, 1) if num_nodes <= 16 else (4, 2, 2, 1)},
+    trees: dict[str, dict[str, Any] | None] = {
+        "ar": {},
+        "sd": None,  # specinfer, with k_config trees
+        "eagle": {"nodes": num_nodes, "max_depth": depth},
+        "mcsd": {"k_config": (2, 2, 1) if num_nodes <= 16 else (4, 2, 2, 1)},
+        "specinfer": {"growmap": f"{max(2, num_nodes // depth)}x{depth}"},
+        "opt-tree": {"nodes": num_nodes, "max_depth": depth},
+        "ngram": {"nodes": num_nodes, "max_depth": depth},
+        "coupled": {"k_config": (2, 2, 1) if num_nodes <= 16 else (4, 2, 2, 1)},
     }
-    if method is Method.SEQUOIA:
+    if method == "sequoia":
         acceptance = parse_acceptance(list(DEMO_ACCEPTANCE), ends_with_none=False)
         return {
             "growmap": search_trees(acceptance, num_nodes + 1, depth + 1).growmap(num_nodes + 1, depth + 1).num_children
@@ -70,9 +70,9 @@ def plan(options: Options) -> Plan:
     data = cut_prompts(passages(options), Encoder(options), prompt_len, num_prompts)
     if options.quick or options.smoke:
         data = dict(list(data.items())[:1])
-    methods = {method: settings_of(method, num_nodes) for method in Method}
+    methods = {method: settings_of(method, num_nodes) for method in METHODS.names()}
     if options.smoke:
-        methods = {method: methods[method] for method in (Method.AR, Method.SEQUOIA)}
+        methods = {method: methods[method] for method in ("ar", "sequoia")}
     groups = [
         Group(
             f"{name} T={temperature}",
@@ -80,7 +80,7 @@ def plan(options: Options) -> Plan:
                 _row(options, method, settings, prompts, temperature, max_tokens)
                 for method, settings in methods.items() if settings is not None
             ],
-            Method.AR.value, {"data": name, "temperature": temperature},
+            "ar", {"data": name, "temperature": temperature},
         )
         for name, prompts in data.items() for temperature in temperatures
     ]  # fmt: skip
@@ -113,14 +113,14 @@ def cut_prompts(
 
 def _row(
     options: Options,
-    method: Method,
+    method: str,
     settings: Mapping[str, Any],
     prompts: Sequence[tuple[int, ...]],
     temperature: float,
     max_tokens: int,
 ) -> Row:
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens, ignore_eos=True, seed=options.seed)
-    subject = engine_subject(options, method=method.value, schedule="serial", **settings)
+    subject = engine_subject(options, method=method, schedule="serial", **settings)
 
     def work(engine: Any, repeat: int) -> Any:
         result = continue_all(engine, prompts, replace(params, seed=options.seed + repeat))
@@ -130,7 +130,7 @@ def _row(
 
     shown = {key: str(value) for key, value in settings.items()}
     return Row(
-        method.value, subject, work, lambda engine: greedy_texts(engine, prompts, max_tokens), {"tree": shown}
+        method, subject, work, lambda engine: greedy_texts(engine, prompts, max_tokens), {"tree": shown}
     )  # fmt: skip
 
 

@@ -13,15 +13,15 @@ import psutil
 from seedmp.benchmarks.harness import NotRunError, Subject
 from seedmp.benchmarks.options import Options
 from seedmp.benchmarks.summary import Result, Texts
-from seedmp.config import EngineConfig, Method, Schedule
+from seedmp.config import EngineConfig, Schedule
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.measure import account, memory_by_process
+from seedmp.methods.siblings import MAX_ENDED
 from seedmp.models.inflate import SHAPES
 from seedmp.models.load import load_tokenizer
 from seedmp.request import RequestOutput
 from seedmp.sampling import SamplingParams
-from seedmp.scheduler.siblings import MAX_ENDED
 
 TIMEOUT_S = 1800.0
 STARTS_AT_ONCE = 2  # importing torch is most of a start, and keeps one core busy
@@ -41,7 +41,7 @@ class EngineSubject:
     def start(self) -> Engine:
         """Start its processes."""
         settings = dict(self.settings)
-        if settings.get("method") == Method.EAGLE.value and settings["draft"] is None:
+        if settings.get("method") == "eagle" and settings["draft"] is None:
             raise NotRunError(NO_HEAD if settings["target"] is None else NO_HEAD_GIVEN)
         return Engine(settings.pop("target"), settings.pop("draft"), **settings)
 
@@ -78,9 +78,9 @@ def engine_subject(options: Options, **settings: Any) -> EngineSubject:
     """
     if settings.get("schedule") == Schedule.SERIAL.value:
         settings["num_drafts"] = 1
-    if settings.get("method") in (Method.AR.value, Method.NGRAM.value):
+    if settings.get("method") in ("ar", "ngram"):
         settings.pop("k_config", None)
-    if settings.get("method") == Method.EAGLE.value:
+    if settings.get("method") == "eagle":
         settings |= {"draft": options.eagle_head, "draft_shape": None}
     return EngineSubject(tuple(sorted({**options.engine_settings(), **settings}.items())))
 
@@ -227,7 +227,7 @@ def submit_fresh(
 
 def forget_texts(engine: Engine) -> None:
     """Push earlier texts out of what ``ngram`` looks in: in a repeat, or after a warm-up, it would find the answer."""
-    if engine.config.method is Method.NGRAM:
+    if engine.config.method.name == "ngram":
         short = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, seed=0)
         submit_fresh(engine, [(0,)] * MAX_ENDED, short)
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from seedmp import __version__
 from seedmp.benchmarks.command import add_bench
-from seedmp.config import DTYPES, Method, PolicyName, Schedule
+from seedmp.config import DTYPES, PolicyName, Schedule
 from seedmp.doctor import add_doctor
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.growmap_cli import add_growmap
+from seedmp.methods.registry import METHODS
 from seedmp.profiling.cli import add_profile
 from seedmp.tuning.simulate_cli import add_simulate
 from seedmp.tuning.tune_cli import add_tune
@@ -122,7 +123,7 @@ def _add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: i
     parser.add_argument(
         "--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary; eagle: of a head"
     )
-    parser.add_argument("--method", choices=[m.value for m in Method], default="mcsd")
+    parser.add_argument("--method", choices=METHODS.names(), default="mcsd")
     parser.add_argument(
         "--k-config", default=k_config, metavar="K,K,..", help="children, by level (default %(default)s)"
     )

@@ -5,31 +5,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import InitVar, dataclass
 from typing import Any
 
+from seedmp.checks import check_number, check_one_of, check_whole
 from seedmp.errors import ConfigError
-from seedmp.token_tree.growmap import Growmap
-from seedmp.token_tree.growmap_file import parse_growmap
-from seedmp.token_tree.k_config import MAX_TREE_NODES, parse_k_config
-from seedmp.token_tree.ngram import NgramShape
-from seedmp.token_tree.opt_tree import AdaptiveShape, eagle2, opt_tree
-from seedmp.token_tree.tree import ProposalKind
-
-
-class Method(enum.Enum):
-    """How proposals are made; every method is lossless."""
-
-    AR = "ar"  # target only
-    SD = "sd"  # independent samples (SpecInfer's rule)
-    MCSD = "mcsd"  # samples without replacement (Sequoia's rule)
-    SPECINFER = "specinfer"  # independent samples in any static tree
-    SEQUOIA = "sequoia"  # samples without replacement in any static tree
-    OPT_TREE = "opt-tree"  # a tree that follows the draft's confidence
-    NGRAM = "ngram"  # what came after these words before: no draft model
-    EAGLE = "eagle"  # a head that continues the target's hidden states
-    COUPLED = "coupled"  # drafts share the target's noise: the text is that of ``ar``
+from seedmp.methods.base import Method
+from seedmp.methods.registry import METHODS, make_method, method_from_plain, method_to_plain
 
 
 class Schedule(enum.Enum):
@@ -47,17 +29,6 @@ class PolicyName(enum.Enum):
     FCFS_BATCH = "fcfs-batch"  # the first-come prefix of the queue, up to a token budget
 
 
-_WITHOUT_DRAFTS = (Method.AR, Method.NGRAM)
-_WITH_K_CONFIG = (Method.SD, Method.MCSD, Method.SPECINFER, Method.COUPLED)
-_SAMPLING = (Method.SD, Method.MCSD, Method.SPECINFER, Method.SEQUOIA)
-# Which methods look at a setting that is None unless it is given.
-_USED_BY = {
-    "growmap": (Method.SPECINFER, Method.SEQUOIA, Method.COUPLED),
-    "nodes": (Method.OPT_TREE, Method.NGRAM, Method.EAGLE),
-    "max_depth": (Method.OPT_TREE, Method.NGRAM, Method.EAGLE),
-    "threshold": (Method.OPT_TREE, Method.EAGLE),
-    "top_k": (Method.EAGLE,),
-}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -74,25 +45,15 @@ class EngineConfig:
     """Everything that the processes of one engine need to know.
 
     Args:
-        target: folder or hub id of the target; None is the bundled one.
+        target: folder or hub id of the target.
         draft: the same for the draft; must share the target's vocabulary. For ``eagle`` a head.
         target_shape: name of a shape that a Llama target is inflated to (benchmarks).
         draft_shape: the same for the draft.
         num_drafts: draft processes (replicas, with ``parallel``).
-        method: ``ar``, ``sd``, ``mcsd``, ``specinfer``, ``sequoia``, ``opt-tree``, ``ngram``, ``eagle`` or
-            ``coupled``.
-        k_config: children per node, level by level, for ``sd`` and ``mcsd``, and where there is no growmap for
-            ``specinfer`` and ``coupled``.
-        growmap: any other static tree, for ``specinfer``, ``sequoia`` (which needs one) and ``coupled``: the path
-            of a .pt or .json file, "KxD" for K chains of D tokens, or child counts. Kept as the child counts of all
-            nodes, so that no process needs the file.
-        nodes: draft tokens in a tree at most, for ``opt-tree`` (None: 50), ``ngram`` (None: 16) and ``eagle``
-            (None: 59).
-        max_depth: draft tokens on a path at most, for the same (None: 10, 8 and 8).
-        threshold: ``opt-tree`` stops drafting when a layer adds this much or less to the tokens that it expects
-            (None: 0.5); 0 goes on to ``max_depth``. With ``eagle`` it makes the tree an OPT-Tree (None: EAGLE-2's).
-        top_k: nodes of a layer that ``eagle`` drafts further, and children that each may get (None: 10, with a
-            threshold ``nodes``); 1 makes chains.
+        method: ``ar``, ``sd``, ``mcsd``, ``specinfer``, ``sequoia``, ``opt-tree``, ``ngram``, ``eagle``, ``coupled``,
+            ``module:attribute`` for one of your own, or a ready ``Method``. Afterwards it is a ``Method``.
+        k_config, growmap, nodes, max_depth, threshold, top_k, rule: settings of the method, described in its file
+            in ``seedmp/methods/``. They become fields of ``method``.
         schedule: ``serial``, ``scheduled`` or ``parallel``.
         policy: ``fcfs`` or ``fcfs-batch``.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's on a GPU.
@@ -119,13 +80,14 @@ class EngineConfig:
     target_shape: str | None = None
     draft_shape: str | None = None
     num_drafts: int = 3
-    method: Method = Method.MCSD
-    k_config: tuple[int, ...] = (2, 2, 1)
-    growmap: str | os.PathLike[str] | Growmap | tuple[Any, ...] | None = None
-    nodes: int | None = None
-    max_depth: int | None = None
-    threshold: float | None = None
-    top_k: int | None = None
+    method: Method = "mcsd"  # type: ignore[assignment]  # a name becomes a Method
+    k_config: InitVar[Any] = None
+    growmap: InitVar[Any] = None
+    nodes: InitVar[int | None] = None
+    max_depth: InitVar[int | None] = None
+    threshold: InitVar[float | None] = None
+    top_k: InitVar[int | None] = None
+    rule: InitVar[str | None] = None
     schedule: Schedule = Schedule.SCHEDULED
     policy: PolicyName = PolicyName.FCFS_BATCH
     dtype: str = "auto"
@@ -142,112 +104,39 @@ class EngineConfig:
     max_restarts: int = 5
     validate: bool = False
 
-    def __post_init__(self) -> None:
-        for name, kind in {"method": Method, "schedule": Schedule, "policy": PolicyName}.items():
+    def __post_init__(
+        self,
+        k_config: Any,
+        growmap: Any,
+        nodes: int | None,
+        max_depth: int | None,
+        threshold: float | None,
+        top_k: int | None,
+        rule: str | None,
+    ) -> None:
+        for name, kind in {"schedule": Schedule, "policy": PolicyName}.items():
             object.__setattr__(self, name, _member(kind, name, getattr(self, name)))
-        object.__setattr__(self, "k_config", parse_k_config(self.k_config))
+        given = {
+            "k_config": k_config, "growmap": growmap, "nodes": nodes, "max_depth": max_depth, "threshold": threshold,
+            "top_k": top_k, "rule": rule,
+        }  # fmt: skip
+        object.__setattr__(self, "method", make_method(self.method, given))
         limits = {"num_drafts": (1, 64), "kv_slots": (64, 1 << 26), "max_forward_tokens": (16, 1 << 16)}
         limits |= {"draft_top_m": (1, 1 << 20), "max_restarts": (0, 1 << 20)}
-        limits |= {name: (1, 1024) for name in ("target_threads", "draft_threads")}
-        limits |= {"draft_kv_slots": (64, 1 << 26)}
         for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if value is None and name in ("target_threads", "draft_threads", "draft_kv_slots"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise ConfigError(f"{name}={value!r}: must be a whole number from {low} to {high}")
+            check_whole(name, getattr(self, name), low, high)
+        optional = {"target_threads": (1, 1024), "draft_threads": (1, 1024), "draft_kv_slots": (64, 1 << 26)}
+        for name, (low, high) in optional.items():
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), low, high)
         for name in ("ready_timeout_s", "stall_timeout_s"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0:
-                raise ConfigError(f"{name}={value!r}: must be a number of seconds > 0")
-        noise = self.draft_noise
-        if not isinstance(noise, int | float) or isinstance(noise, bool) or not 0 <= noise <= 1:
-            raise ConfigError(f"draft_noise={noise!r}: must be a number from 0 to 1")
-        if noise and self.method not in _SAMPLING:
-            allowed = ", ".join(method.value for method in _SAMPLING)
-            raise ConfigError(f"draft_noise is not used by method={self.method.value}: only by {allowed}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
-        self._check_tree()
-
-    def _check_tree(self) -> None:
-        for name, methods in _USED_BY.items():
-            if getattr(self, name) is not None and self.method not in methods:
-                allowed = ", ".join(method.value for method in methods)
-                raise ConfigError(f"{name} is not used by method={self.method.value}: only by {allowed}")
-        if self.growmap is not None:
-            given = self.growmap
-            try:
-                growmap = parse_growmap(given)
-            except ConfigError as error:
-                raise ConfigError(f"growmap={given!r}: {error}") from error
-            if not 1 <= growmap.num_nodes <= MAX_TREE_NODES:
-                raise ConfigError(
-                    f"growmap={given!r}: {growmap.num_nodes} draft tokens; must be 1 to {MAX_TREE_NODES}, "
-                    "the root not counted"
-                )
-            if growmap.max_children > self.draft_top_m:
-                raise ConfigError(
-                    f"growmap={given!r}: a node has {growmap.max_children} children, but draft_top_m={self.draft_top_m}"
-                )
-            object.__setattr__(self, "growmap", growmap.num_children)
-        elif self.method is Method.SEQUOIA:
-            raise ConfigError(
-                'growmap=None: method=sequoia needs one: the path of a .pt or .json file, "KxD", or child counts '
-                "(`seedmp growmap make` writes one; mcsd is the same with a k_config)"
-            )
-        if self.method in _WITH_K_CONFIG and self.growmap is None and max(self.k_config) > self.draft_top_m:
-            raise ConfigError(f"k_config={self.k_config}: no k may exceed draft_top_m={self.draft_top_m}")
-        if self.draft_shape is not None and self.method is Method.EAGLE:
-            raise ConfigError(f"draft_shape={self.draft_shape!r}: a head has the shape that its target asks for")
-        threshold = self.threshold
-        if threshold is not None and (not isinstance(threshold, int | float) or isinstance(threshold, bool)):
-            raise ConfigError(f"threshold={threshold!r}: must be a finite number >= 0")
-        _ = self.adaptive_shape, self.ngram_shape  # their values are checked where they are made
-
-    @cached_property
-    def static_tree(self) -> Growmap | None:
-        """The shape of every proposal, for methods that have one."""
-        if self.growmap is not None:
-            return parse_growmap(self.growmap)
-        return Growmap.from_k_config(self.k_config) if self.method in _WITH_K_CONFIG else None
-
-    @cached_property
-    def adaptive_shape(self) -> AdaptiveShape | None:
-        """When a draft stops growing a tree, and what it keeps, for methods that follow its confidence."""
-        if self.method is Method.EAGLE:
-            shape = eagle2()
-            nodes = shape.nodes if self.nodes is None else self.nodes
-            width = shape.layer_width if self.threshold is None else nodes
-            top_k = width if self.top_k is None else self.top_k
-            max_depth = shape.max_depth if self.max_depth is None else self.max_depth
-            return AdaptiveShape(nodes, top_k, max_depth, self.threshold)
-        if self.method is not Method.OPT_TREE:
-            return None
-        return opt_tree(**self._given("nodes", "threshold", "max_depth"))
-
-    @cached_property
-    def ngram_shape(self) -> NgramShape | None:
-        """What is looked up, without a draft."""
-        return NgramShape(**self._given("nodes", "max_depth")) if self.method is Method.NGRAM else None
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    @property
-    def max_tree_nodes(self) -> int:
-        """Draft tokens of the largest proposal: target slots that a round takes besides the text's."""
-        if self.static_tree is not None:
-            return self.static_tree.num_nodes
-        shape = self.adaptive_shape or self.ngram_shape
-        return shape.nodes if shape is not None else 0
-
-    @property
-    def max_drafted(self) -> int:
-        """Draft tokens that a draft runs forward at most: draft slots that a round takes besides the text's."""
-        if self.static_tree is not None:
-            return self.static_tree.num_drafted
-        return self.adaptive_shape.max_drafted if self.adaptive_shape is not None else 0
+            check_number(name, getattr(self, name), 0, above=True)
+        check_number("draft_noise", self.draft_noise, 0, 1)
+        if self.draft_noise and not self.method.samples:
+            allowed = ", ".join(name for name in METHODS.names() if METHODS.load(name).samples)
+            raise ConfigError(f"draft_noise is not used by method={self.method.name}: only by {allowed}")
+        check_one_of("dtype", self.dtype, DTYPES)
+        self.method.check(self)
 
     @property
     def num_groups(self) -> int:
@@ -257,7 +146,7 @@ class EngineConfig:
     @property
     def drafts_per_group(self) -> int:
         """Draft processes that serve one verifier."""
-        if self.method in _WITHOUT_DRAFTS:
+        if self.method.draft_kind is None:
             return 0
         return 1 if self.schedule is Schedule.PARALLEL else self.num_drafts
 
@@ -266,21 +155,6 @@ class EngineConfig:
         """Slots of the drafts' arena."""
         return self.kv_slots if self.draft_kv_slots is None else self.draft_kv_slots
 
-    def proposal_kind(self, draft_temperature: float) -> ProposalKind:
-        """How children are chosen at a draft temperature: at 0 the draft's top candidates, without chance.
-
-        With ``coupled`` the noise is the target's own, so to the rule the tree is fixed.
-        """
-        if draft_temperature == 0 or self.method in (
-            Method.OPT_TREE,
-            Method.NGRAM,
-            Method.EAGLE,
-            Method.COUPLED,
-        ):
-            return ProposalKind.DETERMINISTIC
-        independent = self.method in (Method.SD, Method.SPECINFER)
-        return ProposalKind.IID if independent else ProposalKind.WITHOUT_REPLACEMENT
-
     def threads(self) -> tuple[int, int]:
         """CPU threads of a verifier and of a draft."""
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -288,10 +162,14 @@ class EngineConfig:
 
     def to_plain(self) -> dict[str, Any]:
         """A JSON-able dictionary that ``from_plain`` reads back."""
-        plain = dataclasses.asdict(self)
-        for name in ("method", "schedule", "policy"):
-            plain[name] = getattr(self, name).value
-        return plain
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if isinstance(self.placement, Placement):
+            plain["placement"] = dataclasses.asdict(self.placement)
+        return plain | {
+            "method": method_to_plain(self.method),
+            "schedule": self.schedule.value,
+            "policy": self.policy.value,
+        }
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> EngineConfig:
@@ -299,12 +177,7 @@ class EngineConfig:
         placement = plain["placement"]
         if isinstance(placement, dict):
             placement = Placement(placement["target"], tuple(placement["drafts"]))
-        return cls(**{**plain, "placement": placement, "k_config": tuple(plain["k_config"])})
-
-
-def needs_draft(method: object) -> bool:
-    """Whether a method, or its name, has a draft model."""
-    return method not in _WITHOUT_DRAFTS and method not in [without.value for without in _WITHOUT_DRAFTS]
+        return cls(**{**plain, "placement": placement, "method": method_from_plain(plain["method"])})
 
 
 def _member(kind: type[enum.Enum], name: str, value: Any) -> enum.Enum:

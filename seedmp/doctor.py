@@ -124,7 +124,7 @@ def plan_of(config: EngineConfig) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "target on": placement.target,
         "drafts": f"{config.num_drafts} on {placement.drafts[0]}",
-        "method": f"{config.method.value}, k_config {','.join(map(str, config.k_config))}",
+        "method": str(config.method),
         "schedule": f"{config.schedule.value}, {config.policy.value}",
     }
     if placement.target == "cpu":

@@ -28,7 +28,7 @@ import zmq
 
 from seedmp import errors, metrics
 from seedmp.branch import Branch
-from seedmp.config import EngineConfig, Method, Placement, needs_draft, resolve_placement
+from seedmp.config import EngineConfig, Placement, resolve_placement
 from seedmp.errors import (
     ConfigError,
     EngineClosedError,
@@ -60,6 +60,8 @@ from seedmp.ipc.messages import (
     WorkerReady,
 )
 from seedmp.ipc.span_ring import SpanRing, ring_path
+from seedmp.methods.base import HEAD
+from seedmp.methods.registry import draft_kind_of
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_tokenizer
 from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk
@@ -526,9 +528,10 @@ def _default_draft(target: str | os.PathLike[str] | None, method: object) -> str
     Raises:
         ConfigError: the method needs one and only the user knows it, or the bundled head is not there.
     """
-    is_eagle = method in (Method.EAGLE, Method.EAGLE.value)
+    kind = draft_kind_of("mcsd" if method is None else method)
+    is_eagle = kind == HEAD
     if target is not None:
-        if not needs_draft(method):
+        if kind is None:
             return os.fspath(target)
         wanted = "a head that was trained for it (python -m seedmp.training.eagle)" if is_eagle else "a draft model"
         raise ConfigError(f"no draft for target {os.fspath(target)!r}: name {wanted}, or use method='ar' or 'ngram'")
@@ -550,13 +553,13 @@ def _is_head(config: EngineConfig) -> bool:
     """
     from seedmp.models.eagle import is_head, read_head  # they import torch, on first use
 
-    if config.method is Method.EAGLE:
+    if config.method.draft_kind == HEAD:
         read_head(config.draft, ModelSpec(config.target))  # it fits what the target is before inflation
         return True
-    if needs_draft(config.method) and is_head(config.draft):
+    if config.method.draft_kind is not None and is_head(config.draft):
         raise ConfigError(
             f"draft {config.draft!r} is an EAGLE head: only method='eagle' can draft with it, "
-            f"method={config.method.value!r} needs a whole model"
+            f"method={config.method.name!r} needs a whole model"
         )
     return False
 

@@ -28,7 +28,7 @@ import msgpack  # noqa: F401  preloaded for the workers
 import torch
 import zmq  # noqa: F401  preloaded for the workers; no context is made here
 
-from seedmp.config import EngineConfig, Method, Placement, resolve_placement
+from seedmp.config import EngineConfig, Placement, resolve_placement
 from seedmp.decoding.constraint import Constrainer, automaton_tokenizer
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.ipc.arena import (
@@ -53,6 +53,7 @@ from seedmp.ipc.messages import (
     WorkerReady,
 )
 from seedmp.ipc.span_ring import SpanRing, ring_path
+from seedmp.methods.base import HEAD
 from seedmp.models.eagle import EagleHead, HeadSpec, PackedHead, load_head, read_head
 from seedmp.models.features import FeatureTap
 from seedmp.models.load import (
@@ -145,7 +146,7 @@ class Supervisor:
         self.placement = resolve_placement(config)
         self.target_spec = ModelSpec(config.target, config.target_shape)
         self.draft_spec = ModelSpec(config.draft, config.draft_shape)
-        self.head = read_head(config.draft, ModelSpec(config.target)) if config.method is Method.EAGLE else None
+        self.head = read_head(config.draft, ModelSpec(config.target)) if config.method.draft_kind == HEAD else None
         self.vocab_size = check_vocabularies(
             self.target_spec, self.draft_spec if self.head is None else self.target_spec
         )
@@ -284,7 +285,7 @@ class Supervisor:
         if shared is not None and shared.head is not None:
             features = owned[2] if owned else shared.features
             packed.tap = FeatureTap(model, shared.head.feature_layers, features, shared.head.target_hidden)
-        runner = TargetRunner(packed, constrainer)
+        runner = TargetRunner(packed, constrainer, config.method.rule)
         layout = str(shared) if shared is not None else ""
         verifier = Verifier(
             config, scheduler, runner, self.folder, group.index, group.verifier_epoch, pipe, layout, tensors

@@ -19,7 +19,7 @@ import torch
 import zmq
 
 from seedmp.config import EngineConfig
-from seedmp.decoding.accept import DraftRows, accept, rule_for
+from seedmp.decoding.accept import DraftRows, accept, choose_rule
 from seedmp.decoding.constraint import Constrainer, regex_of
 from seedmp.errors import ProtocolError, RequestError
 from seedmp.ipc.arena import publish_barrier
@@ -69,13 +69,15 @@ class TargetRunner:
     Args:
         packed: the target.
         constrainer: of the target's tokenizer; None refuses constrained requests.
+        rule: name of the accept rule that was asked for; None is the default one of each kind of tree.
 
     Runs in: verifier process, main thread.
     """
 
-    def __init__(self, packed: PackedModel, constrainer: Constrainer | None = None) -> None:
+    def __init__(self, packed: PackedModel, constrainer: Constrainer | None = None, rule: str | None = None) -> None:
         self.packed = packed
         self.constrainer = constrainer
+        self.rule = rule
 
     def run(self, segments: Sequence[actions.Segment]) -> tuple[list[events.Outcome], dict[int, np.ndarray]]:
         """One packed forward over all segments.
@@ -156,7 +158,7 @@ class TargetRunner:
         position = s.position + len(s.chain_ids)
         assert s.params.seed is not None
         verdict = accept(
-            rule_for(s.tree.kind, s.params.temperature), s.tree,
+            choose_rule(self.rule, s.tree.kind, s.params.temperature), s.tree,
             s.payload if isinstance(s.payload, DraftRows) else None,
             rows, law, Noise(s.params.seed, s.stream), position,
         )  # fmt: skip

@@ -39,4 +39,6 @@ class SequoiaRule(TrialRule):
 
     name = SEQUOIA
     kinds = frozenset({ProposalKind.WITHOUT_REPLACEMENT})
-    trial = SequoiaTrial
+
+    def trial(self, target_probs: np.ndarray, row_ids: np.ndarray, row_probs: np.ndarray) -> SequoiaTrial:
+        return SequoiaTrial(target_probs, row_ids, row_probs)

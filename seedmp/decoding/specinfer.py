@@ -87,4 +87,6 @@ class SpecInferRule(TrialRule):
 
     name = SPECINFER
     kinds = frozenset({ProposalKind.IID})
-    trial = SpecInferTrial
+
+    def trial(self, target_probs: np.ndarray, row_ids: np.ndarray, row_probs: np.ndarray) -> SpecInferTrial:
+        return SpecInferTrial(target_probs, row_ids, row_probs)

@@ -5,8 +5,8 @@ Dimension letters: V vocabulary, m tokens with draft probability.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, Protocol
+from abc import abstractmethod
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -38,14 +38,17 @@ class Trial(Protocol):
 
 
 class TrialRule(AcceptRule):
-    """A rule that is a trial at each node of the path; only visited rows cost anything.
+    """A rule that is a trial at each node of the path; only visited rows cost anything."""
 
-    Attributes:
-        trial: makes the trial of one node from the target's law [V], and ids [m] and probabilities [m] of
-            the draft's.
-    """
+    @abstractmethod
+    def trial(self, target_probs: np.ndarray, row_ids: np.ndarray, row_probs: np.ndarray) -> Trial:
+        """The trial of one node.
 
-    trial: ClassVar[Callable[[np.ndarray, np.ndarray, np.ndarray], Trial]]
+        Args:
+            target_probs: [V] the target's law.
+            row_ids: [m] tokens of the draft's law.
+            row_probs: [m] their probabilities.
+        """
 
     def judge(
         self,
@@ -67,7 +70,7 @@ class TrialRule(AcceptRule):
         while children := children_of[node_idx + 1]:  # with repeats where a token was drawn again
             assert draft_rows is not None
             row = tree.internal_nodes.index(node_idx)
-            trial = type(self).trial(target_probs(law, logits, node_idx), draft_rows.ids[row], draft_rows.probs[row])
+            trial = self.trial(target_probs(law, logits, node_idx), draft_rows.ids[row], draft_rows.probs[row])
             uniforms = noise.uniform(position, Purpose.ACCEPT, len(children))
             for child, uniform in zip(children, uniforms.tolist(), strict=True):
                 token = tree.token_ids[child]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
-from seedmp.errors import ConfigError
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.opt_tree import AdaptiveShape
@@ -45,8 +44,6 @@ class EngineSettings(Protocol):
 
     @property
     def draft_top_m(self) -> int: ...
-    @property
-    def draft_noise(self) -> float: ...
     @property
     def draft_shape(self) -> str | None: ...
 
@@ -91,6 +88,11 @@ class Method(ABC):
         return None
 
     @property
+    def static_tree(self) -> Growmap | None:
+        """``shape``, if it is one growmap for all proposals."""
+        return self.shape if isinstance(self.shape, Growmap) else None
+
+    @property
     def max_tree_nodes(self) -> int:
         """Draft tokens of the largest proposal: target slots that a round takes besides the text's."""
         if self.shape is None:
@@ -122,15 +124,17 @@ class Method(ABC):
         Raises:
             ConfigError: they do not go together.
         """
-        if settings.draft_noise and not self.samples:
-            raise ConfigError(
-                f"draft_noise={settings.draft_noise!r} is not used by method={self.name}: "
-                "only by methods whose children are drawn by chance"
-            )
         if self.rule is not None:
             from seedmp.decoding.accept import check_rule, load_rule  # imports torch; only for who names a rule
 
             check_rule(load_rule(self.rule), self.drawing(SamplingParams()).kind, 1.0)
+
+    def __str__(self) -> str:
+        """The name and the settings, for people."""
+        words = []
+        for name, value in self.settings().items():
+            words.append(f"{name} {','.join(map(str, value)) if isinstance(value, tuple) else value}")
+        return ", ".join([self.name, *words])
 
     def settings(self) -> dict[str, Any]:
         """The fields that are set, by name."""

@@ -41,7 +41,7 @@ class Eagle(Method):
         _ = self.shape  # refuses the other values
 
     @cached_property
-    def shape(self) -> AdaptiveShape:  # type: ignore[override]
+    def shape(self) -> AdaptiveShape:
         """When a draft stops, and what it keeps."""
         default = eagle2()
         nodes = default.nodes if self.nodes is None else self.nodes

@@ -36,7 +36,7 @@ class OptTree(Method):
         _ = self.shape  # refuses the other values
 
     @cached_property
-    def shape(self) -> AdaptiveShape:  # type: ignore[override]
+    def shape(self) -> AdaptiveShape:
         """When a draft stops, and what it keeps."""
         return opt_tree.opt_tree(self.nodes, self.threshold, self.max_depth)
 

@@ -71,3 +71,22 @@ def name_of(method: Method) -> str:
     if METHODS.load(where) is not cls:
         raise ConfigError(f"method {cls.__qualname__}: {where} is another class")
     return where
+
+
+def method_to_plain(method: Method) -> dict[str, Any]:
+    """A JSON-able dictionary that ``method_from_plain`` reads back."""
+    return {"name": name_of(method), "settings": method.settings()}
+
+
+def method_from_plain(plain: Mapping[str, Any]) -> Method:
+    """The inverse of ``method_to_plain``."""
+    return make_method(plain["name"], plain["settings"])
+
+
+def draft_kind_of(method: object) -> str | None:
+    """Name of the draft kind of a method or of a method's name; None: it has no drafts.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    return method.draft_kind if isinstance(method, Method) else METHODS.load(method).draft_kind

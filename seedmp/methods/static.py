@@ -71,7 +71,7 @@ class KConfigTree(Method):
         object.__setattr__(self, "k_config", parse_k_config(self.k_config))
 
     @cached_property
-    def shape(self) -> Growmap:  # type: ignore[override]
+    def shape(self) -> Growmap:
         """The shape of every proposal."""
         return Growmap.from_k_config(self.k_config)
 
@@ -97,7 +97,7 @@ class AnyStaticTree(KConfigTree):
             object.__setattr__(self, "growmap", growmap_counts(self.growmap))
 
     @cached_property
-    def shape(self) -> Growmap:  # type: ignore[override]
+    def shape(self) -> Growmap:
         """The shape of every proposal."""
         return Growmap.from_k_config(self.k_config) if self.growmap is None else parse_growmap(self.growmap)
 
@@ -170,7 +170,7 @@ class Sequoia(Method):
         object.__setattr__(self, "growmap", growmap_counts(self.growmap))
 
     @cached_property
-    def shape(self) -> Growmap:  # type: ignore[override]
+    def shape(self) -> Growmap:
         """The shape of every proposal."""
         return parse_growmap(self.growmap)
 

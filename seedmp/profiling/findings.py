@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seedmp import metrics
-from seedmp.config import PolicyName, Schedule, needs_draft
+from seedmp.config import PolicyName, Schedule
 from seedmp.profiling.sampler import ProcessRecord
 from seedmp.trace import Activity, Span
 
@@ -117,7 +117,7 @@ def _bound(data: ProfileData, busy: Busy) -> Finding:
         advice = "more drafts will not help; "
         if has_drafts and data.config.policy is PolicyName.FCFS:
             advice += "policy='fcfs-batch' verifies several proposals in one forward"
-        elif needs_draft(data.config.method):
+        elif data.config.method.draft_kind is not None:
             advice += "larger token trees raise what a forward commits (`seedmp growmap`), a smaller dtype its price"
         else:
             advice = "with a draft each forward commits several tokens: method='mcsd'"

@@ -129,7 +129,7 @@ def costs(data: ProfileData) -> Costs | None:
     simulator is given no cores to share, or that would count twice. ``seedmp.tuning.measure`` measures alone.
     """
     verifiers, drafts = data.of_kind("verifier"), data.of_kind("draft")
-    tree = data.config.static_tree
+    tree = data.config.method.static_tree
     if not verifiers or not drafts or tree is None:
         return None
     rows_per_layer = (1 + tree.num_drafted) / tree.depth  # of one branch

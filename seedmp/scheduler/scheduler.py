@@ -13,10 +13,10 @@ import enum
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from seedmp import metrics
-from seedmp.config import EngineConfig, Method, Schedule
+from seedmp.config import EngineConfig, Schedule
 from seedmp.errors import InvalidTransitionError, InvariantError, OutOfSlotsError
 from seedmp.kv.slot_tree import NO_SLOT, SlotTree
 from seedmp.sampling import SamplingParams
@@ -46,9 +46,9 @@ from seedmp.scheduler.events import (
 )
 from seedmp.scheduler.policies import POLICIES, Outlook, QueueItem
 from seedmp.scheduler.queue import FirstComeQueue
-from seedmp.scheduler.siblings import SiblingTexts
 from seedmp.stopping import Decode, Stop, find_stop
 from seedmp.token_tree.growmap import Growmap
+from seedmp.token_tree.opt_tree import AdaptiveShape
 from seedmp.token_tree.tree import EMPTY_TREE, NO_PARENT, TokenTree
 
 MIN_SHARED_TOKENS = 16  # a branch waits for another's draft prefill only if it saves so many tokens
@@ -158,13 +158,12 @@ class Scheduler:
         self.leases: dict[tuple[int, int], DraftLease] = {}  # by (branch_id, round)
         self.target_slots = SlotTree(config.kv_slots)
         self.draft_slots = SlotTree(config.num_draft_slots)
-        self.siblings = SiblingTexts()  # of use to ``ngram`` alone
+        self.lookup = config.method.make_lookup()  # proposes here, without a draft
         self.forward: tuple[Segment, ...] | None = None
         self._in_state: dict[BranchState, set[int]] = {state: set() for state in BranchState}
         self._queue = FirstComeQueue()  # of branches with work for the target
         self._computing: dict[int, Branch] = {}  # whose long context a draft has announced and not yet computed
         self._loads: Counter[int] = Counter()  # worker_id -> leases
-        self._cut_trees: dict[int, Growmap] = {}  # the static tree by the depth that is of use
         self.counters = {
             name: 0
             for name in (
@@ -173,7 +172,7 @@ class Scheduler:
                 "queue_wait_ns", "stale_proposals", "preempted", "finished", "failed",
             )
         }  # fmt: skip
-        self._by_features = config.method is Method.EAGLE  # drafts read the target's hidden states
+        self._by_features = config.method.needs_features  # drafts read the target's hidden states
         self._draft_ns = 0.0
         self._forward_ns: deque[int] = deque(maxlen=COST_MEMORY)
         self._free_ns = 0  # when the last forward ended
@@ -220,7 +219,7 @@ class Scheduler:
             min(event.params.max_tokens, room), now_ns,
             prompt_keeper=event.prompt_keeper, keeper=event.keeper,
         )  # fmt: skip
-        problem = self._why_never(branch, self.config.max_tree_nodes)
+        problem = self._why_never(branch, self.config.method.max_tree_nodes)
         if problem:
             self.counters["failed"] += 1
             return [FailBranch(event.branch_id, "RejectedError", problem)]
@@ -268,7 +267,7 @@ class Scheduler:
             )
         arenas = [("kv_slots", self.target_slots, num_tree)]
         if self.config.drafts_per_group and not branch.score:
-            arenas.append(("draft_kv_slots", self.draft_slots, self.config.max_drafted))
+            arenas.append(("draft_kv_slots", self.draft_slots, self.config.method.max_drafted))
         for name, slots, num in arenas:
             needed = branch.prompt_len + branch.max_new + num + 1
             if needed > slots.num_slots:
@@ -383,7 +382,7 @@ class Scheduler:
             stop = Stop(end, "stop")  # the constrained text is complete
         new_ids = new_ids[: stop.num_kept]
         self._count_round(branch, segment, min(len(outcome.accepted), stop.num_kept), len(new_ids), now_ns)
-        if self.config.static_tree is not None:
+        if self.config.method.static_tree is not None:
             self._count_children(segment.tree, outcome.accepted)
         kept = outcome.accepted[: stop.num_kept]
         self._extend_paths(branch, segment, kept)
@@ -500,8 +499,8 @@ class Scheduler:
         branch.task = None
         self._drop_path(self.target_slots, branch.target_path)
         self._drop_path(self.draft_slots, branch.draft_path)
-        if self.config.method is Method.NGRAM and not branch.score:
-            self.siblings.end(branch.branch_id, branch.tokens)
+        if self.lookup is not None and not branch.score:
+            self.lookup.end(branch.branch_id, branch.tokens)
         del self.branches[branch.branch_id]
         self._in_state[branch.state].remove(branch.branch_id)
         self._queue.remove(branch.branch_id)
@@ -564,21 +563,10 @@ class Scheduler:
 
     def _propose_without_draft(self, branch: Branch, room: int, now_ns: int) -> None:
         """Prompt lookup, or nothing but the target's next token."""
-        shape = self.config.ngram_shape
-        if shape is not None and room >= 1:
-            shape = replace(shape, max_depth=min(shape.max_depth, room))
-            branch.tree = self.siblings.propose(branch.branch_id, branch.tokens, shape)
+        if self.lookup is not None and room >= 1:
+            branch.tree = self.lookup.propose(branch.branch_id, branch.tokens, room)
         branch.ready_ns = now_ns
         self._move(branch, BranchState.PROPOSED)
-
-    def _static_tree(self, room: int) -> Growmap | None:
-        """The configured tree without the levels that are of no use."""
-        growmap = self.config.static_tree
-        if growmap is None or room >= growmap.depth:
-            return growmap
-        if room not in self._cut_trees:
-            self._cut_trees[room] = growmap.cut(room)
-        return self._cut_trees[room]
 
     def _worth_waiting(self, branch: Branch) -> bool:
         """Whether another branch is just computing a prompt that this one could share."""
@@ -591,11 +579,11 @@ class Scheduler:
     def _lend(self, branch: Branch, room: int, now_ns: int) -> SendDraftTask | None:
         """Slots for the most that the draft can run forward; those that it did not need come back."""
         pending = tuple(branch.tokens[len(branch.draft_path) :])
-        static, adaptive = self._static_tree(room), self.config.adaptive_shape
-        num_tree = static.num_drafted if static is not None else 0
-        if adaptive is not None:
-            adaptive = replace(adaptive, max_depth=min(adaptive.max_depth, room))
-            num_tree = adaptive.max_drafted
+        shape = self.config.method.shape_within(room)
+        assert shape is not None, f"{self.config.method.name} has drafts, but no tree for them to grow"
+        static = shape if isinstance(shape, Growmap) else None
+        adaptive = shape if isinstance(shape, AdaptiveShape) else None
+        num_tree = shape.num_drafted if isinstance(shape, Growmap) else shape.max_drafted
         try:
             slots = self._lease_draft(branch, len(pending) + num_tree)
         except OutOfSlotsError:
@@ -615,16 +603,13 @@ class Scheduler:
         if announce:
             self._computing[branch.branch_id] = branch
         self._move(branch, BranchState.DRAFTING)
-        coupled = self.config.method is Method.COUPLED
-        draft_temperature = branch.params.effective_draft_temperature
-        if coupled and branch.params.temperature == 0:
-            draft_temperature = 0.0  # the target draws nothing: there is no noise to share
+        drawing = self.config.method.drawing(branch.params)
         assert branch.params.seed is not None
         return SendDraftTask(
             worker_id, branch.branch_id, branch.round, branch.params.seed, branch.stream,
             static.num_children if static is not None else (),
-            self.config.proposal_kind(draft_temperature), draft_temperature, announce,
-            tuple(branch.draft_path), pending, tuple(slots), adaptive, coupled and draft_temperature > 0,
+            drawing.kind, drawing.temperature, announce,
+            tuple(branch.draft_path), pending, tuple(slots), adaptive, drawing.shared_noise,
             self._feature_slots(branch) if self._by_features else (),
         )  # fmt: skip
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedmp.config import EngineConfig, Method, needs_draft, resolve_placement
+from seedmp.config import EngineConfig, resolve_placement
 from seedmp.errors import ConfigError
 from seedmp.ipc.arena import allocate_on, layout_for
 from seedmp.ipc.messages import DraftTask
+from seedmp.methods.base import MODEL
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model
 from seedmp.models.packed import PackedModel, max_positions
 from seedmp.models.prepack import prepack_linears
@@ -56,9 +57,9 @@ class LoadedPair:
         Raises:
             ConfigError: a model cannot be loaded, or the configuration has no draft that could be measured.
         """
-        if not needs_draft(config.method):
-            raise ConfigError(f"method={config.method.value} has no draft to measure")
-        if config.method is Method.EAGLE:
+        if config.method.draft_kind is None:
+            raise ConfigError(f"method={config.method.name} has no draft to measure")
+        if config.method.draft_kind != MODEL:
             raise ConfigError(
                 "method=eagle: a head drafts from its target's hidden states, so it is not measured alone"
             )

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from seedmp.config import EngineConfig, Method, needs_draft
+from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
+from seedmp.methods.registry import draft_kind_of
 from seedmp.models import pair
 from seedmp.system import affinity_cores
 
@@ -104,7 +105,7 @@ class Plan:
     @property
     def pays(self) -> bool:
         """Whether speculation is faster than plain decoding here."""
-        return self.settings["method"] not in (Method.AR, Method.AR.value)
+        return bool(self.settings["method"] != "ar")
 
     @property
     def in_words(self) -> str:
@@ -148,7 +149,7 @@ class Plan:
         dropped = _TREE if _TREE & set(given) else set[str]()
         defaults = {name: value for name, value in self.settings.items() if name not in dropped}
         shapes = {name: shape for name in ("target_shape", "draft_shape") if (shape := getattr(self, name))}
-        if draft is None and needs_draft(given.get("method", self.settings["method"])):
+        if draft is None and draft_kind_of(given.get("method", self.settings["method"])) is not None:
             draft = self.draft
         return self.target, draft, {**shapes, **defaults, **given}
 

@@ -95,10 +95,12 @@ class Simulation:
         hardware: str = "cpu",
         num_verifiers: int | None = None,
     ) -> None:
-        if (config.drafts_per_group and config.static_tree is None) or config.ngram_shape is not None:
-            raise ConfigError(f"method={config.method.value} cannot be simulated: its trees follow the text")
-        if config.static_tree is not None and config.static_tree.max_children > MAX_CHILDREN:
-            raise ConfigError(f"a node with {config.static_tree.max_children} children: at most {MAX_CHILDREN} here")
+        if (config.drafts_per_group and config.method.static_tree is None) or config.method.make_lookup() is not None:
+            raise ConfigError(f"method={config.method.name} cannot be simulated: its trees follow the text")
+        if config.method.static_tree is not None and config.method.static_tree.max_children > MAX_CHILDREN:
+            raise ConfigError(
+                f"a node with {config.method.static_tree.max_children} children: at most {MAX_CHILDREN} here"
+            )
         if hardware not in HARDWARE:
             raise ConfigError(f"hardware={hardware!r}: must be one of {', '.join(HARDWARE)}")
         self.config, self.costs, self.work = config, costs, work

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seedmp.config import EngineConfig, Method, PolicyName, Schedule
+from seedmp.config import EngineConfig, PolicyName, Schedule
 from seedmp.errors import ConfigError
+from seedmp.methods.registry import METHODS
 from seedmp.tuning.costs import EXAMPLE, Costs, load_costs
 from seedmp.tuning.simulate import HARDWARE, Outcome, Workload, simulate
 
@@ -51,7 +52,7 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", default="512", metavar="ROWS", help=f"rows of a forward at most{lists}")
     parser.add_argument("--branches", default="8", metavar="N", help=f"requests at once{lists}")
     parser.add_argument("--verifiers", default="1", metavar="N", help=f"copies of the target, with drafts each{lists}")
-    parser.add_argument("--method", choices=[m.value for m in Method], default="mcsd")
+    parser.add_argument("--method", choices=METHODS.names(), default="mcsd")
     parser.add_argument("--schedule", choices=("serial", "scheduled"), default="scheduled")
     parser.add_argument(
         "--hardware", choices=HARDWARE, default="cpu",

@@ -26,7 +26,7 @@ import torch
 
 from seedmp.benchmarks.harness import Progress, rotated
 from seedmp.benchmarks.subjects import EnginePool, EngineSubject, submit_fresh
-from seedmp.config import EngineConfig, Method, PolicyName, resolve_placement
+from seedmp.config import EngineConfig, PolicyName, resolve_placement
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.measure import Measurement, account, describe_node
@@ -240,11 +240,11 @@ class Candidate:
 
     @property
     def is_ar(self) -> bool:
-        return bool(self.settings["method"] == Method.AR.value)
+        return bool(self.settings["method"] == "ar")
 
     @cached_property
     def tree(self) -> Growmap | None:
-        return EngineConfig("-", "-", **self.settings).static_tree
+        return EngineConfig("-", "-", **self.settings).method.static_tree
 
     @property
     def name(self) -> str:
@@ -489,7 +489,7 @@ class Tuner:
         """All candidates, simulated, and those that are to run: plain decoding first."""
         self.prices = {threads: costs.with_acceptance(acceptance.rates) for threads, costs in prices.items()}
         threads = next(iter(prices))
-        plain = Candidate({"method": Method.AR.value, **common_settings(self.options, None)}, threads)
+        plain = Candidate({"method": "ar", **common_settings(self.options, None)}, threads)
         self.progress.step("simulating")
         estimated = estimate(self.options, acceptance, prices, self._context_len())
         candidates = [self._simulated(c) for c in (plain, *estimated)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seedmp import Engine, SamplingParams
-from seedmp.config import Method, PolicyName, Schedule
+from seedmp.config import PolicyName, Schedule
 from seedmp.models import pair
 from seedmp.models.eagle import new_head, save_head
 from seedmp.models.load import ModelSpec, load_model
@@ -32,7 +32,7 @@ TREES: dict[str, dict[str, Any]] = {
     "chain": {"nodes": 4, "top_k": 1, "max_depth": 4},
 }
 DRAFT_VOCAB = {"eagle": VOCAB_SIZE, "eagle3": 60}
-ROOMY: dict[str, Any] = {"method": Method.EAGLE, "kv_slots": 1024, "max_forward_tokens": 192}
+ROOMY: dict[str, Any] = {"method": "eagle", "kv_slots": 1024, "max_forward_tokens": 192}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_prompt_of_one_token_is_decoded_until_there_is_a_feature(get_models: G
 def test_a_small_arena_preempts_and_changes_nothing(kv_slots: int, get_models: Get) -> None:
     models, expected = get_models("llama", "eagle3")
     loop = WatchedLoop(
-        models, method=Method.EAGLE, kv_slots=kv_slots, draft_kv_slots=96, max_forward_tokens=MAX_FORWARD_TOKENS,
+        models, method="eagle", kv_slots=kv_slots, draft_kv_slots=96, max_forward_tokens=MAX_FORWARD_TOKENS,
         nodes=20, top_k=10, max_depth=3,
     )  # fmt: skip
     outcomes = loop.run(PROMPTS, greedy())

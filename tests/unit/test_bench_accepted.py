@@ -47,7 +47,7 @@ def config_of(subject: Subject) -> EngineConfig:
 def test_every_tree_has_the_same_number_of_draft_tokens(num_nodes: int, acceptance: np.ndarray) -> None:
     for name, subject in subjects(Options(), num_nodes, calibration(acceptance)).items():
         nodes = {"ar": 0, "chain-4": 4}.get(name, num_nodes)
-        assert config_of(subject).max_tree_nodes == nodes, name
+        assert config_of(subject).method.max_tree_nodes == nodes, name
         assert subject.need_gib() > 0
 
 

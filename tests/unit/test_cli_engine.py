@@ -27,7 +27,7 @@ def test_flags_of_adaptive_trees(command: list[str], flags: list[str], expected:
     given = {name: settings[name] for name in ("nodes", "max_depth", "threshold", "top_k") if name in settings}
     assert given == expected
     config = EngineConfig(**settings | {"target": "-", "draft": "-"})
-    assert config.adaptive_shape == EngineConfig("-", "-", method="eagle", **expected).adaptive_shape  # type: ignore[arg-type]
+    assert config.method == EngineConfig("-", "-", method="eagle", **expected).method  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seedmp.config import EngineConfig, Method, needs_draft
+from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
+from seedmp.methods.registry import draft_kind_of
+from seedmp.sampling import SamplingParams
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.growmap_file import save_growmap
 from seedmp.token_tree.tree import ProposalKind
@@ -44,10 +47,11 @@ def config(**settings: Any) -> EngineConfig:
 )
 def test_sizes_of_proposals_and_the_way_to_the_workers(settings: dict[str, Any], nodes: int, drafted: int) -> None:
     made = config(**settings)
-    assert (made.max_tree_nodes, made.max_drafted) == (nodes, drafted)
+    assert (made.method.max_tree_nodes, made.method.max_drafted) == (nodes, drafted)
     assert EngineConfig.from_plain(json.loads(json.dumps(made.to_plain()))) == made
-    assert (made.drafts_per_group > 0) == needs_draft(made.method) == needs_draft(settings["method"])
-    assert needs_draft(made.method) == (made.method not in (Method.AR, Method.NGRAM))
+    assert draft_kind_of(made.method) == draft_kind_of(settings["method"]) == made.method.draft_kind
+    assert (made.drafts_per_group > 0) == (made.method.name not in ("ar", "ngram"))
+    assert replace(made, kv_slots=512).method == made.method
 
 
 def test_a_growmap_travels_as_child_counts(tmp_path: Path) -> None:
@@ -58,8 +62,8 @@ def test_a_growmap_travels_as_child_counts(tmp_path: Path) -> None:
         forms += [tmp_path / name, str(tmp_path / name)]
     for form in forms:
         made = config(method="sequoia", growmap=form)
-        assert made.growmap == COUNTS and made.static_tree == growmap
-    assert config(method="coupled", growmap="5x8").static_tree == Growmap.chains(5, 8)
+        assert made.method.settings() == {"growmap": COUNTS} and made.method.shape == growmap
+    assert config(method="coupled", growmap="5x8").method.shape == Growmap.chains(5, 8)
 
 
 KINDS = {
@@ -77,8 +81,8 @@ KINDS = {
 @pytest.mark.parametrize("method", KINDS)
 def test_kinds_of_proposals(method: str) -> None:
     made = config(method=method, growmap=COUNTS if method == "sequoia" else None)
-    assert made.proposal_kind(0.7) is KINDS[method]
-    assert made.proposal_kind(0.0) is ProposalKind.DETERMINISTIC
+    assert made.method.drawing(SamplingParams(draft_temperature=0.7)).kind is KINDS[method]
+    assert made.method.drawing(SamplingParams(draft_temperature=0.0)).kind is ProposalKind.DETERMINISTIC
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,10 @@ def test_kinds_of_proposals(method: str) -> None:
         ({"method": "sequoia", "growmap": "33x16"}, "growmap='33x16': 33 chains of 16 tokens: at most 512 in all"),
         ({"method": "coupled", "growmap": (600, *[0] * 600)}, "600 draft tokens; must be 1 to 512"),
         ({"method": "specinfer", "growmap": "9x2", "draft_top_m": 8}, "a node has 9 children, but draft_top_m=8"),
-        ({"method": "coupled", "k_config": (9,), "draft_top_m": 8}, "no k may exceed draft_top_m=8"),
+        (
+            {"method": "coupled", "k_config": (9,), "draft_top_m": 8},
+            r"k_config=\(9,\): a node has 9 children, but draft_top_m=8",
+        ),
         ({"nodes": 5}, "nodes is not used by method=mcsd: only by opt-tree, ngram"),
         ({"method": "coupled", "max_depth": 5}, "max_depth is not used by method=coupled"),
         ({"method": "ngram", "threshold": 0.5}, "threshold is not used by method=ngram: only by opt-tree"),
@@ -118,4 +125,4 @@ def test_what_is_refused(settings: dict[str, Any], text: str) -> None:
 
 
 def test_k_config_may_be_anything_where_it_is_not_used() -> None:
-    assert config(method="opt-tree", k_config=(9,), draft_top_m=8).static_tree is None
+    assert config(method="opt-tree", k_config=(9,), draft_top_m=8).method.static_tree is None

@@ -27,11 +27,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "checks": set(),
     "registry": set(),
-    "config": {"sampling", "token_tree", "decoding"},  # a setting names a method, a tree shape and a rule
+    "config": {"methods"},
     "sampling": set(),
     "trace": set(),
     "metrics": {"trace"},  # overlap is a formula over spans
     "stopping": {"sampling"},
+    # Which rule a tree needs: names alone, until somebody asks for a rule of his own.
+    "methods": {"sampling", "token_tree", "decoding"},
     "token_tree": {"sampling"},
     "decoding": {"sampling", "token_tree"},
     "request": {"sampling", "metrics"},
@@ -40,13 +42,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kv": {"config", "ipc"},
     "models": {"config", "kv"},
     # kv.slot_tree alone: the slot bookkeeping is part of the decision, and pure (tested below).
-    "scheduler": PLAIN | {"request", "token_tree", "kv", "stopping"},
-    "workers": PLAIN | {"ipc", "kv", "models", "decoding", "scheduler", "token_tree", "request"},
+    "scheduler": PLAIN | {"methods", "request", "token_tree", "kv", "stopping"},
+    "workers": PLAIN | {"methods", "ipc", "kv", "models", "decoding", "scheduler", "token_tree", "request"},
     "branch": {"engine", "request", "sampling"},
     # decoding.constraint: a broken constraint is refused before any work. profiling: Engine.profile.
     # tuning.plan: Engine(plan=...). system: how workers' idle threads wait.
     "engine": PLAIN
-    | {"ipc", "kv", "workers", "request", "models", "token_tree", "stopping", "branch", "decoding", "profiling"}
+    | {
+        "methods",
+        "ipc",
+        "kv",
+        "workers",
+        "request",
+        "models",
+        "token_tree",
+        "stopping",
+        "branch",
+        "decoding",
+        "profiling",
+    }
     | {"tuning", "system"},
     "async_engine": PLAIN | {"engine", "request"},
     # search.task and search.thought_tree alone (tested below): what a task implements.

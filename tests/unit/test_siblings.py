@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seedmp.scheduler.siblings import MAX_ENDED, SiblingTexts
+from seedmp.methods.siblings import MAX_ENDED, SiblingTexts
 from seedmp.token_tree.ngram import NgramShape
 
 SHAPE = NgramShape(nodes=4, max_depth=4)
