@@ -16,7 +16,7 @@ ARGS ?=
 
 ifeq ($(origin PY),command line)
 READY :=
-SEEDMP = $(PY) -m seedmp.cli
+SEEDMP = $(PY) -m seedmp
 else
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed

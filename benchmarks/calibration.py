@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seedmp.benchmarks.options import Options
-from seedmp.benchmarks.subjects import EngineSubject
 from seedmp.engine import Engine
+from seedmp.measuring.engines import EngineSubject
 from seedmp.token_tree.sequoia import MAX_LEVELS, search_trees
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from seedmp.benchmarks.options import Options
 from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
+from seedmp.measuring.progress import Screen
 from seedmp.system import let_idle_threads_sleep
 
 ALL = "all"
@@ -24,7 +24,7 @@ OTHERS = ("compare", "report", "tables")
 PLAIN_COLUMNS = 170
 
 
-def add_bench(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``seedmp bench``."""
     parser.add_argument(
         "name", metavar="NAME",
@@ -49,7 +49,6 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of sampled texts (default %(default)s)")
     parser.add_argument("--nodes", type=int, metavar="N", help="draft tokens of a tree, for accepted (default 16)")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("bench-report"), help="default %(default)s")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,8 +82,8 @@ def run_benchmarks(names: Sequence[str], options: Options, console: Console) -> 
     let_idle_threads_sleep(os.environ)
     options = options.resolved()
     from seedmp.benchmarks import harness, report
-    from seedmp.benchmarks.subjects import EnginePool
     from seedmp.config import EngineConfig
+    from seedmp.measuring.engines import EnginePool
 
     plans = [report.BENCHMARKS[name].plan(options) for name in names]
     threads = dict(zip(("target", "draft"), EngineConfig("", "").threads(), strict=True))
@@ -106,44 +105,11 @@ def run_benchmarks(names: Sequence[str], options: Options, console: Console) -> 
     return 0
 
 
-def _steps(plan: Any, repeats: int) -> int:
-    return int(plan.num_steps * ((plan.num_repeats or repeats) + 1) + START_STEPS * len(plan.groups))
-
-
 START_STEPS = 2  # a group's starts take about as long as so many runs, when most engines are there already
 
 
-class Screen:
-    """A bar with the time left; nothing where there is no terminal."""
-
-    def __init__(self, total: int) -> None:
-        self.title = ""
-        self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,
-            disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.task = self.bar.add_task("starting", total=total)
-
-    def step(self, text: str) -> None:
-        """What runs now."""
-        self.bar.update(self.task, description=f"{self.title} {text}")
-
-    def advance(self, amount: float = 1.0) -> None:
-        """Something is done."""
-        self.bar.advance(self.task, amount)
-
-    def extend(self, amount: float) -> None:
-        """There is more to do than was planned."""
-        self.bar.update(self.task, total=(self.bar.tasks[0].total or 0) + amount)
-
-    def __enter__(self) -> Screen:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.bar.stop()
+def _steps(plan: Any, repeats: int) -> int:
+    return int(plan.num_steps * ((plan.num_repeats or repeats) + 1) + START_STEPS * len(plan.groups))
 
 
 def _print(made: Any, console: Console) -> None:
@@ -217,5 +183,5 @@ def _tables(files: Sequence[Path], console: Console) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    add_bench(parser)
+    add_arguments(parser)
     sys.exit(run(parser.parse_args()))

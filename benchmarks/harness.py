@@ -13,36 +13,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from seedmp.benchmarks.summary import Result, Texts, compare_texts, row_of
 from seedmp.errors import ConfigError, SeedmpError
-from seedmp.measure import describe_node
+from seedmp.measuring.account import rotated
+from seedmp.measuring.engines import Subject
+from seedmp.measuring.node import describe_node
+from seedmp.measuring.progress import Progress
 
-T = TypeVar("T")
 MAX_REPEATS = 100
-
-
-class NotRunError(SeedmpError):
-    """A row cannot run here; the message says why and stands in its place."""
-
-
-class Subject(Protocol):
-    """What a row is measured on, started when first needed: an engine or a peer. Equal subjects are one."""
-
-    def start(self) -> Any:
-        """Start it.
-
-        Raises:
-            NotRunError: it cannot run here.
-        """
-        ...
-
-    def need_gib(self) -> float:
-        """About the memory that it takes."""
-        ...
-
-    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -128,22 +108,6 @@ class Pool(Protocol):
     def prepare(self, subjects: Sequence[Subject], on_started: Callable[[], object]) -> dict[Subject, Any]: ...
 
     def memory_mib(self, subject: Subject) -> dict[str, float]: ...
-
-
-class Progress(Protocol):
-    """Where the run is."""
-
-    def step(self, text: str) -> None: ...
-
-    def advance(self, amount: float = 1.0) -> None: ...
-
-    def extend(self, amount: float) -> None: ...
-
-
-def rotated(rows: Sequence[T], repeat: int) -> list[T]:
-    """The order of a repeat: the rows, begun one later each time."""
-    at = repeat % len(rows) if rows else 0
-    return [*rows[at:], *rows[:at]]
 
 
 def run_plan(

@@ -8,7 +8,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from seedmp.benchmarks import acceptance, accepted, mtbench, peers, scale, schedules, sequoia, solve_rates, table1
+from seedmp.benchmarks.questions import (
+    acceptance,
+    accepted,
+    mtbench,
+    peers,
+    scale,
+    schedules,
+    sequoia,
+    solve_rates,
+    table1,
+)
 from seedmp.benchmarks.svg import Figure
 from seedmp.benchmarks.tables import Table, read_report
 from seedmp.errors import ConfigError

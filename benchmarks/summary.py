@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from seedmp.measure import Measurement
+from seedmp.measuring.account import Measurement
 
 Texts = tuple[tuple[int, ...], ...]
 NOISE_FLOOR = 0.02  # ratios nearer to 1 than this are never called a change

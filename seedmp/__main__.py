@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from seedmp.cli import main
+from seedmp.commands.main import main
 
 sys.exit(main())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seedmp.engine import Engine
-from seedmp.measure import describe_node
+from seedmp.measuring.node import describe_node
 from seedmp.profiling.profile import Profile
 from seedmp.sampling import SamplingParams
 

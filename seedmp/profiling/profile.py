@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError, SeedmpError
+from seedmp.measuring.node import describe_node
 from seedmp.profiling import chrome_trace, report, timeline
 from seedmp.profiling.findings import diagnose
 from seedmp.profiling.gpus import mps_state
@@ -95,8 +96,6 @@ class Profile:
         with suppress(SeedmpError):
             after = self.engine.stats()
             stats = {name: value - self._before.get(name, 0.0) for name, value in after.items()}
-        from seedmp.measure import describe_node  # imports the engine
-
         config = self.engine.config
         self.data = ProfileData(
             sampler.start_ns, sampler.end_ns, processes, config, describe_node(), usable_cores(), stats,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from seedmp import metrics
 from seedmp.profiling.findings import Finding, measure_busy
 from seedmp.profiling.sampler import ProcessRecord, Sample
+from seedmp.simulation.costs import Costs, Curve, chain_acceptance
 from seedmp.trace import Activity
-from seedmp.tuning.costs import Costs, Curve, chain_acceptance
 
 if TYPE_CHECKING:
     from seedmp.profiling.profile import ProfileData

@@ -29,8 +29,7 @@ from seedmp.errors import ConfigError
 from seedmp.models.eagle import EagleHead, new_head, save_head
 from seedmp.models.features import FeatureTap
 from seedmp.models.load import ModelSpec, load_model, load_tokenizer
-from seedmp.training.optimiser import Optimiser
-from seedmp.training.train import WARM_UP_STEPS, _rate
+from seedmp.training.optimiser import WARM_UP_STEPS, Optimiser, rate_share
 
 LESS_WITH_DEPTH = 0.8  # weight of a step on own features over that of the one before (EAGLE-3)
 MIN_TOKENS = 8  # of a window
@@ -164,7 +163,7 @@ def train_head(plan: HeadPlan) -> EagleHead:
     while (progress := (time.monotonic() - began) / (60 * plan.minutes)) < 1:
         ids, lengths = _batch(order.choices(windows, k=plan.num_windows))
         warm = min(1.0, (num_steps + 1) / WARM_UP_STEPS)
-        losses.append(trainer.step(ids, lengths, warm * _rate(progress, 1.0)))
+        losses.append(trainer.step(ids, lengths, warm * rate_share(progress, 1.0)))
         num_steps += 1
         now = time.monotonic()
         if now - logged > LOG_SECONDS:

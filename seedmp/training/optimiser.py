@@ -13,6 +13,13 @@ MUON_RATE, ADAM_RATE = 0.02, 3e-3
 MOMENTUM = 0.95
 DECAY = 0.05
 MAX_GRAD_NORM = 1.0
+WARM_UP_STEPS = 60
+LAST_RATE = 0.02  # share of the full learning rate at the end
+
+
+def rate_share(progress: float, start_rate: float) -> float:
+    """Share of the full learning rate: a cosine from ``start_rate`` to ``LAST_RATE`` while ``progress`` goes 0 to 1."""
+    return LAST_RATE + (start_rate - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def newton_schulz(stack: Tensor, num_steps: int = 5) -> Tensor:

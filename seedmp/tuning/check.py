@@ -24,12 +24,13 @@ from typing import Any
 
 from seedmp.config import EngineConfig
 from seedmp.engine import Engine
-from seedmp.measure import describe_node, measure
+from seedmp.measuring.account import measure
+from seedmp.measuring.node import describe_node
 from seedmp.models import pair
 from seedmp.sampling import SamplingParams
+from seedmp.simulation.costs import Costs, Curve, load_costs
+from seedmp.simulation.simulate import Workload, simulate
 from seedmp.system import let_idle_threads_sleep
-from seedmp.tuning.costs import Costs, Curve, load_costs
-from seedmp.tuning.simulate import Workload, simulate
 
 DRAFTS, POLICIES = (1, 2, 3), ("fcfs", "fcfs-batch")
 CHAIN, TREE = (1, 1, 1), (2, 2, 1)

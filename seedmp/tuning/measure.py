@@ -25,10 +25,10 @@ from seedmp.models.packed import PackedModel, max_positions
 from seedmp.models.prepack import prepack_linears
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.actions import Segment
+from seedmp.simulation.costs import Costs, Curve
 from seedmp.system import usable_cores
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
-from seedmp.tuning.costs import Costs, Curve
 from seedmp.workers.draft import TreeDrafter
 from seedmp.workers.supervisor import resolve_dtypes
 from seedmp.workers.target import TargetRunner

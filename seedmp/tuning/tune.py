@@ -24,27 +24,28 @@ from typing import Any
 
 import torch
 
-from seedmp.benchmarks.harness import Progress, rotated
-from seedmp.benchmarks.subjects import EnginePool, EngineSubject, submit_fresh
 from seedmp.config import EngineConfig, PolicyName, resolve_placement
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError, SeedmpError
-from seedmp.measure import Measurement, account, describe_node
+from seedmp.measuring.account import Measurement, account, rotated
+from seedmp.measuring.engines import EnginePool, EngineSubject, submit_fresh
+from seedmp.measuring.node import describe_node
+from seedmp.measuring.progress import Progress
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, load_config, load_tokenizer
 from seedmp.models.packed import max_positions
 from seedmp.request import RequestOutput
 from seedmp.sampling import SamplingParams
+from seedmp.simulation.costs import Costs, load_costs
+from seedmp.simulation.simulate import Workload, simulate
 from seedmp.system import usable_cores
 from seedmp.tasks.gsm8k import load_gsm8k
 from seedmp.tasks.jsonl import FieldError, read_lines, read_problems, text_field
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.tree_cost import Fleet, RoundPolicy, choose_tree
 from seedmp.tuning.acceptance import Acceptance, Drawing, Law, along_texts, from_stats
-from seedmp.tuning.costs import Costs, load_costs
 from seedmp.tuning.measure import BRANCHES, ROWS, LoadedPair, measure_costs, num_slots
 from seedmp.tuning.plan import Figures, Plan
-from seedmp.tuning.simulate import Workload, simulate
 
 PAYS = 0.03  # speculation must gain so much over plain decoding to be the plan
 UNSTEADY = 0.4  # (fastest - slowest repeat) ÷ median: beyond that people are warned

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from seedmp import Engine, SamplingParams
-from seedmp.benchmarks import accepted
-from seedmp.cli import main
+from seedmp.benchmarks.questions import accepted
+from seedmp.commands.main import main
 
 FIGURES = {"tokens_per_s", "speedup", "acceptance_rate", "mean_accepted_len", "overlap_s", "verifier_busy", "repeats"}
 

@@ -13,7 +13,7 @@ from seedmp.errors import ConfigError
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, load_config
 from seedmp.models.packed import max_positions
-from seedmp.tuning.costs import Costs
+from seedmp.simulation.costs import Costs
 from seedmp.tuning.measure import measure_costs
 
 CONFIG = EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT), placement="cpu", target_threads=1)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from seedmp import Engine, SamplingParams, cli
+from seedmp import Engine, SamplingParams
+from seedmp.commands import main as cli
 from seedmp.errors import ConfigError
 from seedmp.profiling.profile import profile_engines
-from seedmp.tuning.costs import load_costs
-from seedmp.tuning.simulate import Workload, simulate
+from seedmp.simulation.costs import load_costs
+from seedmp.simulation.simulate import Workload, simulate
 from tests.unit.test_profile import check_trace
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -114,7 +115,7 @@ while True:
 
 def test_after_an_interrupt_the_files_are_there(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "seedmp.cli", "profile", "--out", str(tmp_path / "out"), "--", "script.py"]
+    command = [sys.executable, "-m", "seedmp", "profile", "--out", str(tmp_path / "out"), "--", "script.py"]
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, env=env, text=True) as process:
         assert process.stdout is not None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from seedmp.cli import main
+from seedmp.commands.main import main
 from seedmp.errors import ConfigError
 from seedmp.solve import SolveOptions, run_solve
 

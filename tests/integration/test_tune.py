@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seedmp import cli
+from seedmp.commands import main as cli
 from seedmp.engine import Engine
 from seedmp.sampling import SamplingParams
 from seedmp.tuning.plan import Plan, load_plan

@@ -13,9 +13,9 @@ import torch
 from seedmp.config import EngineConfig
 from seedmp.decoding.sequoia import SequoiaTrial
 from seedmp.errors import ConfigError
+from seedmp.simulation.costs import EXAMPLE
+from seedmp.simulation.simulate import Simulation, Workload
 from seedmp.tuning.acceptance import Acceptance, Drawing, Law, accept_probs, from_stats, teacher_forced
-from seedmp.tuning.costs import EXAMPLE
-from seedmp.tuning.simulate import Simulation, Workload
 
 TARGET = (Fraction(6, 10), Fraction(3, 10), Fraction(1, 10))
 DRAFT = (Fraction(2, 10), Fraction(5, 10), Fraction(3, 10))

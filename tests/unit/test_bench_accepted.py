@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seedmp.benchmarks import accepted
-from seedmp.benchmarks.accepted import Counts, not_so, split_prompts, subjects, tables
 from seedmp.benchmarks.calibration import Calibration, FittedSubject, best_growmap, best_k_config
-from seedmp.benchmarks.harness import NotRunError, Subject
 from seedmp.benchmarks.options import Options
-from seedmp.benchmarks.subjects import EngineSubject, engine_subject
+from seedmp.benchmarks.questions import accepted
+from seedmp.benchmarks.questions.accepted import Counts, not_so, split_prompts, subjects, tables
+from seedmp.benchmarks.subjects import engine_subject
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
+from seedmp.measuring.engines import EngineSubject, NotRunError, Subject
 from seedmp.models import pair
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.sequoia import expected_tokens

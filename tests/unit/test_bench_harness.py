@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from seedmp.benchmarks import subjects
-from seedmp.benchmarks.harness import MAX_REPEATS, Group, NotRunError, Plan, Repeats, Row, Subject, rotated, run_plan
-from seedmp.benchmarks.subjects import EnginePool
+from seedmp.benchmarks.harness import MAX_REPEATS, Group, Plan, Repeats, Row, run_plan
 from seedmp.benchmarks.summary import NOISE_FLOOR, Likeness, Result, agreement, compare, row_of, spread
 from seedmp.errors import ConfigError
+from seedmp.measuring import engines
+from seedmp.measuring.account import rotated
+from seedmp.measuring.engines import EnginePool, NotRunError, Subject
 
 ABOUT: dict[str, Any] = {"settings": {"seed": 0}}
 
@@ -151,7 +152,7 @@ class LateSubject:
 
 
 def test_what_engines_were_promised_is_not_given_away_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subjects, "_free_gib", lambda: 9.0)  # whoever started
+    monkeypatch.setattr(engines, "_free_gib", lambda: 9.0)  # whoever started
     closed: list[str] = []
     one, two, three, four = (LateSubject(name, closed) for name in ("one", "two", "three", "four"))
     with EnginePool() as pool:

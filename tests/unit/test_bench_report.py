@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from seedmp.benchmarks import command, paper, report, table1
+from seedmp.benchmarks import command, paper, report
+from seedmp.benchmarks.questions import table1
 from seedmp.benchmarks.svg import Bar, Series, bar_chart, line_chart, nice_ceiling
 from seedmp.benchmarks.tables import Column, fill, read_report, table
-from seedmp.cli import main
+from seedmp.commands.main import main
 from seedmp.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,8 +199,8 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("seedmp.benchmarks.subjects.EngineSubject.start", start)
-    monkeypatch.setattr("seedmp.benchmarks.transformers_peer.PeerSubject.start", start)
+    monkeypatch.setattr("seedmp.measuring.engines.EngineSubject.start", start)
+    monkeypatch.setattr("seedmp.benchmarks.peers.transformers.PeerSubject.start", start)
 
 
 @pytest.mark.usefixtures("no_models")

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from seedmp.benchmarks import mtbench, paper, peers, scale, schedules, sequoia, table1
+from seedmp.benchmarks import paper
 from seedmp.benchmarks.options import Options
-from seedmp.benchmarks.subjects import EngineSubject, engine_subject
+from seedmp.benchmarks.questions import mtbench, peers, scale, schedules, sequoia, table1
+from seedmp.benchmarks.subjects import engine_subject
 from seedmp.benchmarks.workloads import conversations, passages, question_ids, questions, roots
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
+from seedmp.measuring.engines import EngineSubject
 from seedmp.methods.registry import METHODS
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from seedmp import Engine, cli
+from seedmp import Engine
+from seedmp.commands import main as cli
+from seedmp.commands.arguments import engine_settings
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
 from seedmp.models import pair
@@ -23,7 +25,7 @@ from seedmp.models import pair
     ],
 )
 def test_flags_of_adaptive_trees(command: list[str], flags: list[str], expected: dict[str, Any]) -> None:
-    settings = cli._engine_settings(cli._parser().parse_args([*command, "--method", "eagle", *flags]))
+    settings = engine_settings(cli.parse([*command, "--method", "eagle", *flags]))
     given = {name: settings[name] for name in ("nodes", "max_depth", "threshold", "top_k") if name in settings}
     assert given == expected
     config = EngineConfig(**settings | {"target": "-", "draft": "-"})

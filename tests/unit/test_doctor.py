@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from seedmp import cli
+from seedmp.commands import main as cli
+from seedmp.commands.doctor import GIB, Node, advice, facts
 from seedmp.config import EngineConfig
-from seedmp.doctor import GIB, Node, advice, facts
 from seedmp.system import affinity_cores, cpu_quota
 
 CONFIG = EngineConfig(target="-", draft="-", target_threads=4, draft_threads=1)

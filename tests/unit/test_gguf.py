@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
-from seedmp.benchmarks.harness import NotRunError
-from seedmp.benchmarks.llama_cpp_peer import LlamaCpp, LlamaCppSubject
-from seedmp.benchmarks.to_gguf import check_llama, optional, write_gguf
+from seedmp.benchmarks.peers.llama_cpp import LlamaCpp, LlamaCppSubject
+from seedmp.benchmarks.peers.to_gguf import check_llama, optional, write_gguf
+from seedmp.measuring.engines import NotRunError
 from seedmp.models.load import ModelSpec, load_model, load_tokenizer
 from seedmp.models.pair import DRAFT, TARGET
 

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedmp.cli import main
+from seedmp.commands.main import main
 from seedmp.errors import ConfigError
 from seedmp.token_tree import growmap_file
 from seedmp.token_tree.growmap import MAX_GROWMAP_SIZE, Growmap

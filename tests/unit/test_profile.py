@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seedmp import cli
+from seedmp.commands import main as cli
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
 from seedmp.ipc.span_ring import NUM_SPANS, SpanReader, SpanRing, ring_path

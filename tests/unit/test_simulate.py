@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from seedmp import cli
+from seedmp.commands import main as cli
+from seedmp.commands.simulate import read_acceptance
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
 from seedmp.models import branch_attention
-from seedmp.tuning import simulate as simulate_module
+from seedmp.simulation import simulate as simulate_module
+from seedmp.simulation.costs import EXAMPLE, Costs, Curve, chain_acceptance, load_costs
+from seedmp.simulation.simulate import Outcome, Workload, simulate
+from seedmp.simulation.virtual_clock import VirtualClock
 from seedmp.tuning.check import fit_acceptance
-from seedmp.tuning.costs import EXAMPLE, Costs, Curve, chain_acceptance, load_costs
-from seedmp.tuning.simulate import Outcome, Workload, simulate
-from seedmp.tuning.simulate_cli import read_acceptance
-from seedmp.tuning.virtual_clock import VirtualClock
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 FLAT = Costs(Curve((1,), (10.0,)), Curve((1,), (2.0,)), message_ms=0.0, acceptance=((0.6,),))

@@ -15,12 +15,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from recipes.pair import __main__ as pair
+from recipes.pair import blocksworld, corpus, game24, prose
+from recipes.pair import train as training
+from recipes.pair.corpus import BOS, EOS, PAD, WINDOW, Encoder
+from recipes.pair.documents import DECISION, GIVEN, RESULT, UNTRAINED, VALUE, Document
+from recipes.pair.llama import Shape, build, hidden_states, weighted_loss
 from seedmp.tasks.blocksworld import State, parse_state, shortest_plan_len
-from seedmp.training import blocksworld, corpus, game24, optimiser, pair, prose
-from seedmp.training import train as training
-from seedmp.training.corpus import BOS, EOS, PAD, WINDOW, Encoder
-from seedmp.training.documents import DECISION, GIVEN, RESULT, UNTRAINED, VALUE, Document
-from seedmp.training.llama import Shape, build, hidden_states, weighted_loss
+from seedmp.training import optimiser
 
 TINY = Shape(hidden=64, layers=1, heads=1, inner=96)
 STEP_LINE = {
@@ -408,8 +410,8 @@ def test_newton_schulz_evens_singular_values() -> None:
 
 
 def test_learning_rate_ends_low() -> None:
-    assert training._rate(0.0, 1.0) == pytest.approx(1.0)
-    assert training._rate(1.0, 1.0) == pytest.approx(training.LAST_RATE)
+    assert optimiser.rate_share(0.0, 1.0) == pytest.approx(1.0)
+    assert optimiser.rate_share(1.0, 1.0) == pytest.approx(optimiser.LAST_RATE)
 
 
 def test_tiny_run_learns_and_goes_on_from_its_checkpoint(
