@@ -146,7 +146,7 @@ class EngineConfig:
     @property
     def drafts_per_group(self) -> int:
         """Draft processes that serve one verifier."""
-        if self.method.draft_kind is None:
+        if not self.method.has_drafts:
             return 0
         return 1 if self.schedule is Schedule.PARALLEL else self.num_drafts
 

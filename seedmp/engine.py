@@ -29,6 +29,7 @@ import zmq
 from seedmp import errors, metrics
 from seedmp.branch import Branch
 from seedmp.config import EngineConfig, Placement, resolve_placement
+from seedmp.drafts.registry import DRAFT_KINDS, make_draft_kind
 from seedmp.errors import (
     ConfigError,
     EngineClosedError,
@@ -60,10 +61,9 @@ from seedmp.ipc.messages import (
     WorkerReady,
 )
 from seedmp.ipc.span_ring import SpanRing, ring_path
-from seedmp.methods.base import HEAD
-from seedmp.methods.registry import draft_kind_of
+from seedmp.methods.registry import method_class
 from seedmp.models import pair
-from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_tokenizer
+from seedmp.models.load import ModelSpec, load_config, load_tokenizer
 from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk
 from seedmp.sampling import MAX_SEED, SamplingParams
 from seedmp.stopping import cut_at_stop
@@ -151,13 +151,9 @@ class Engine:
             known = ", ".join(sorted(set(EngineConfig.__dataclass_fields__) - {"target", "draft"}))
             raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}: known are {known}")
         self.config = EngineConfig(target=target_path, draft=draft_path, **settings)
-        target_spec = ModelSpec(self.config.target, self.config.target_shape)
-        draft_spec = ModelSpec(self.config.draft, self.config.draft_shape)
-        load_config(target_spec)
-        if _is_head(self.config):
-            draft_spec = target_spec  # whose vocabulary a head speaks
-        else:
-            load_config(draft_spec)
+        load_config(ModelSpec(self.config.target, self.config.target_shape))
+        draft_kind = make_draft_kind(self.config)
+        draft_kind.check()
         self.folder = make_runtime_dir()
         try:
             self._start_process()
@@ -166,7 +162,7 @@ class Engine:
             raise
         self._finalizer = weakref.finalize(self, _abandon, self._process, self._to_supervisor, self.folder)
         try:
-            self.vocab_size = check_vocabularies(target_spec, draft_spec)
+            self.vocab_size = draft_kind.vocab_size()
             self.tokenizer = load_tokenizer(self.config.target)
             if isinstance(self.config.placement, Placement) or self.config.placement != "auto":
                 resolve_placement(self.config)
@@ -526,42 +522,10 @@ def _default_draft(target: str | os.PathLike[str] | None, method: object) -> str
     """What drafts where no draft is named.
 
     Raises:
-        ConfigError: the method needs one and only the user knows it, or the bundled head is not there.
+        ConfigError: the method needs one and only the user knows it, or the bundled one is not there.
     """
-    kind = draft_kind_of("mcsd" if method is None else method)
-    is_eagle = kind == HEAD
-    if target is not None:
-        if kind is None:
-            return os.fspath(target)
-        wanted = "a head that was trained for it (python -m seedmp.training.eagle)" if is_eagle else "a draft model"
-        raise ConfigError(f"no draft for target {os.fspath(target)!r}: name {wanted}, or use method='ar' or 'ngram'")
-    if not is_eagle:
-        return str(pair.DRAFT)
-    if not pair.HEAD.is_dir():
-        raise ConfigError(
-            f"no draft for method='eagle': the bundled target's head is not there ({pair.HEAD}); name one, "
-            "or train one with python -m seedmp.training.eagle"
-        )
-    return str(pair.HEAD)
-
-
-def _is_head(config: EngineConfig) -> bool:
-    """Whether the draft is a head, and one that fits the target.
-
-    Raises:
-        ConfigError: it does not fit, or the method needs a head and it is none, or the other way round.
-    """
-    from seedmp.models.eagle import is_head, read_head  # they import torch, on first use
-
-    if config.method.draft_kind == HEAD:
-        read_head(config.draft, ModelSpec(config.target))  # it fits what the target is before inflation
-        return True
-    if config.method.draft_kind is not None and is_head(config.draft):
-        raise ConfigError(
-            f"draft {config.draft!r} is an EAGLE head: only method='eagle' can draft with it, "
-            f"method={config.method.name!r} needs a whole model"
-        )
-    return False
+    kind = DRAFT_KINDS.load(method_class("mcsd" if method is None else method).draft_kind)
+    return kind.default_for(None if target is None else os.fspath(target))
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from seedmp.methods.base import Drawing, Method, deterministic
+from seedmp.methods.base import NO_DRAFT, Drawing, Method, deterministic
 from seedmp.sampling import SamplingParams
 
 
@@ -13,7 +13,7 @@ class Autoregressive(Method):
     """No proposals: every forward of the target gives one token. What speculation is compared with."""
 
     name = "ar"
-    draft_kind = None
+    draft_kind = NO_DRAFT
 
     def drawing(self, params: SamplingParams) -> Drawing:
         return deterministic(params)

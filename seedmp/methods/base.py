@@ -21,7 +21,7 @@ from seedmp.token_tree.tree import ProposalKind, TokenTree
 
 TreeShape = Growmap | AdaptiveShape  # what a draft worker grows
 
-MODEL, HEAD = "model", "eagle-head"  # built-in draft kinds (seedmp.drafts)
+NO_DRAFT, MODEL, HEAD = "none", "model", "eagle-head"  # names of draft kinds (seedmp.drafts)
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,22 @@ class Method(ABC):
 
     Attributes:
         name: as in settings and messages.
-        draft_kind: name of the draft kind (``seedmp.drafts.registry``); None: there are no draft processes.
+        draft_kind: name of the draft kind (``seedmp.drafts.registry``); NO_DRAFT: there are no draft processes.
         needs_features: drafts read the target's hidden states, which the verifier then keeps by slot.
         samples: children are drawn by chance, from a law that travels with the proposal.
     """
 
     name: ClassVar[str]
-    draft_kind: ClassVar[str | None] = MODEL
+    draft_kind: ClassVar[str] = MODEL
     needs_features: ClassVar[bool] = False
     samples: ClassVar[bool] = False
 
     rule: str | None = field(default=None, kw_only=True)
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether there are draft processes."""
+        return self.draft_kind != NO_DRAFT
 
     @property
     def shape(self) -> TreeShape | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from seedmp.methods.base import Drawing, Lookup, Method, deterministic
+from seedmp.methods.base import NO_DRAFT, Drawing, Lookup, Method, deterministic
 from seedmp.methods.siblings import SiblingTexts
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.ngram import NgramShape
@@ -26,7 +26,7 @@ class Ngram(Method):
     max_depth: int = 8
 
     name = "ngram"
-    draft_kind = None
+    draft_kind = NO_DRAFT
 
     def __post_init__(self) -> None:
         _ = self.looked_up  # refuses wrong values

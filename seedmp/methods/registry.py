@@ -38,7 +38,7 @@ def make_method(method: object, settings: Mapping[str, Any]) -> Method:
         ConfigError: no such method, a setting that it does not use, or a wrong value.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    cls = type(method) if isinstance(method, Method) else METHODS.load(method)
+    cls = method_class(method)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise ConfigError(f"method={method!r}: {cls!r} is not a subclass of seedmp.methods.base.Method")
     known = names_of(cls)
@@ -83,10 +83,10 @@ def method_from_plain(plain: Mapping[str, Any]) -> Method:
     return make_method(plain["name"], plain["settings"])
 
 
-def draft_kind_of(method: object) -> str | None:
-    """Name of the draft kind of a method or of a method's name; None: it has no drafts.
+def method_class(method: object) -> type[Method]:
+    """The class of a method or of a method's name.
 
     Raises:
         ConfigError: no such method.
     """
-    return method.draft_kind if isinstance(method, Method) else METHODS.load(method).draft_kind
+    return type(method) if isinstance(method, Method) else METHODS.load(method)

@@ -117,7 +117,7 @@ def _bound(data: ProfileData, busy: Busy) -> Finding:
         advice = "more drafts will not help; "
         if has_drafts and data.config.policy is PolicyName.FCFS:
             advice += "policy='fcfs-batch' verifies several proposals in one forward"
-        elif data.config.method.draft_kind is not None:
+        elif data.config.method.has_drafts:
             advice += "larger token trees raise what a forward commits (`seedmp growmap`), a smaller dtype its price"
         else:
             advice = "with a draft each forward commits several tokens: method='mcsd'"

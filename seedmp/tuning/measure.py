@@ -57,7 +57,7 @@ class LoadedPair:
         Raises:
             ConfigError: a model cannot be loaded, or the configuration has no draft that could be measured.
         """
-        if config.method.draft_kind is None:
+        if not config.method.has_drafts:
             raise ConfigError(f"method={config.method.name} has no draft to measure")
         if config.method.draft_kind != MODEL:
             raise ConfigError(

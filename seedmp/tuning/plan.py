@@ -13,7 +13,8 @@ from typing import Any
 
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
-from seedmp.methods.registry import draft_kind_of
+from seedmp.methods.base import NO_DRAFT
+from seedmp.methods.registry import method_class
 from seedmp.models import pair
 from seedmp.system import affinity_cores
 
@@ -149,7 +150,7 @@ class Plan:
         dropped = _TREE if _TREE & set(given) else set[str]()
         defaults = {name: value for name, value in self.settings.items() if name not in dropped}
         shapes = {name: shape for name in ("target_shape", "draft_shape") if (shape := getattr(self, name))}
-        if draft is None and draft_kind_of(given.get("method", self.settings["method"])) is not None:
+        if draft is None and method_class(given.get("method", self.settings["method"])).draft_kind != NO_DRAFT:
             draft = self.draft
         return self.target, draft, {**shapes, **defaults, **given}
 

@@ -11,7 +11,7 @@ import pytest
 
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
-from seedmp.methods.registry import draft_kind_of
+from seedmp.methods.registry import method_class
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.growmap_file import save_growmap
@@ -49,8 +49,8 @@ def test_sizes_of_proposals_and_the_way_to_the_workers(settings: dict[str, Any],
     made = config(**settings)
     assert (made.method.max_tree_nodes, made.method.max_drafted) == (nodes, drafted)
     assert EngineConfig.from_plain(json.loads(json.dumps(made.to_plain()))) == made
-    assert draft_kind_of(made.method) == draft_kind_of(settings["method"]) == made.method.draft_kind
-    assert (made.drafts_per_group > 0) == (made.method.name not in ("ar", "ngram"))
+    assert method_class(made.method) is method_class(settings["method"]) is type(made.method)
+    assert (made.drafts_per_group > 0) == made.method.has_drafts == (made.method.name not in ("ar", "ngram"))
     assert replace(made, kv_slots=512).method == made.method
 
 

@@ -1,0 +1,132 @@
+"""What a draft kind is: how one kind of draft is checked, laid out, loaded, shared and run.
+
+A method names its draft kind. One object is made in the user's process, which checks with it, and one in the
+supervisor, whose workers inherit it. Making one costs nothing.
+
+Adding a kind: a class in a file of its own, and its name in ``registry.DRAFT_KINDS``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from seedmp.config import EngineConfig
+from seedmp.models.load import ModelSpec, check_vocabularies
+
+if TYPE_CHECKING:
+    import torch
+
+    from seedmp.ipc.arena import Layout
+    from seedmp.ipc.messages import DraftTask, Proposal
+    from seedmp.models.packed import PackedModel
+
+KV, FEATURES = "kv", "features"  # names of arenas
+
+
+class Drafter(Protocol):
+    """Answers draft tasks, in a draft process."""
+
+    def draft(self, tasks: list[DraftTask], on_context: Callable[[DraftTask], None]) -> list[Proposal]:
+        """One proposal for each task, in order.
+
+        Args:
+            tasks: all that have come; their branches may differ.
+            on_context: to be called for tasks with ``announce`` once the KV of their pending tokens is in the arena.
+        """
+        ...
+
+
+class DraftKind(ABC):
+    """One kind of draft, for the models of one engine.
+
+    Args:
+        config: of the engine.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.target = ModelSpec(config.target, config.target_shape)
+
+    # --- in the user's process ---
+
+    @classmethod
+    @abstractmethod
+    def default_for(cls, target: str | None) -> str:
+        """Path of the draft where the user names none.
+
+        Args:
+            target: as the user named it; None is the bundled one.
+
+        Raises:
+            ConfigError: only the user can know it.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Whether the draft can be read, and fits the target; before any process starts.
+
+        Raises:
+            ConfigError: says what does not fit.
+        """
+
+    def vocab_size(self) -> int:
+        """Tokens that target and draft share.
+
+        Raises:
+            ConfigError: their vocabularies differ.
+        """
+        return check_vocabularies(self.target, self.target)
+
+    # --- in the supervisor ---
+
+    def model_config(self) -> Any:
+        """The transformers configuration that sizes and dtype of the draft follow from; None without a model."""
+        return None
+
+    def max_positions(self) -> int | None:
+        """Positions that the draft allows; None: as many as the target."""
+        return None
+
+    def layouts(self, draft_dtype: torch.dtype, target_dtype: torch.dtype) -> dict[str, Layout]:
+        """Arenas that the drafts of a group attach, by name; those in ``target_arenas`` are the verifier's, too."""
+        return {}
+
+    def load(self, dtype: torch.dtype, device: str, target_model: Any = None) -> Any:
+        """The module whose weights all drafts of a group share; None without a model.
+
+        Args:
+            dtype: of the weights.
+            device: such as ``cpu`` or ``cuda:0``.
+            target_model: the target, if this process has loaded it.
+        """
+        return None
+
+    def skeleton(self, dtype: torch.dtype) -> Any:
+        """The same module without weights, on the meta device; its tensors come by CUDA IPC."""
+        raise NotImplementedError(f"draft kind {self.name} has no model to attach")
+
+    # --- in the verifier ---
+
+    def connect_target(self, target: PackedModel, arenas: Mapping[str, torch.Tensor]) -> None:
+        """Let the target keep what drafts need of its forwards; by default nothing.
+
+        Args:
+            target: that runs in this process.
+            arenas: of ``layouts``, by name.
+        """
+
+    # --- in a draft process ---
+
+    @abstractmethod
+    def drafter(self, model: Any, arenas: Mapping[str, torch.Tensor], vocab_size: int) -> Drafter:
+        """What answers draft tasks.
+
+        Args:
+            model: as ``load`` gave it.
+            arenas: of ``layouts``, by name.
+            vocab_size: real tokens of the target.
+        """
