@@ -70,7 +70,8 @@ from seedmp.trace import Activity
 from seedmp.workers.draft import DraftServer, TreeDrafter
 from seedmp.workers.draft_head import HeadDrafter
 from seedmp.workers.lifecycle import WorkerSpec, last_log, run_worker
-from seedmp.workers.target import TargetRunner, Verifier
+from seedmp.workers.target import TargetRunner
+from seedmp.workers.verifier import Verifier
 
 TICK_S = 0.25
 SHUTDOWN_S = 3.0

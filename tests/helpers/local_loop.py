@@ -20,6 +20,7 @@ from seedmp.models.load import ModelSpec, load_model
 from seedmp.models.packed import PackedModel, max_positions
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
+from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.workers.draft import TreeDrafter
 from seedmp.workers.draft_head import HeadDrafter
@@ -115,7 +116,7 @@ class LocalLoop:
         for _ in range(MAX_TICKS):
             if not self.scheduler.branches:
                 break
-            self._perform(self.scheduler.decide(self._tick()))
+            perform(self.scheduler.decide(self._tick()), self)
             if self.tasks:
                 self._draft(*self.tasks.popleft())
         assert not self.scheduler.branches, "requests are stuck"
@@ -130,28 +131,29 @@ class LocalLoop:
         return self.now_ns
 
     def _tell(self, event: events.Event) -> None:
-        self._perform(self.scheduler.handle(event, self._tick()))
+        perform(self.scheduler.handle(event, self._tick()), self)
 
-    def _perform(self, orders: Sequence[actions.Action]) -> None:
-        for order in orders:
-            match order:
-                case actions.SendDraftTask():
-                    self._enqueue(order)
-                case actions.RunForward():
-                    self.max_segments = max(self.max_segments, len(order.segments))
-                    outcomes, _ = self.runner.run(order.segments)
-                    self._tell(events.ForwardFinished(1_000_000, tuple(outcomes)))
-                case actions.CommitTokens():
-                    self.outcomes[order.branch_id].token_ids += order.token_ids
-                case actions.FinishBranch():
-                    self.outcomes[order.branch_id].reason = order.reason
-                    self.outcomes[order.branch_id].counters = order.counters
-                case actions.FailBranch():
-                    self.failures[order.branch_id] = f"{order.kind}: {order.text}"
-                case actions.WakeAt():
-                    self.now_ns = max(self.now_ns, order.at_ns)
+    # --- the scheduler's host ---
 
-    def _enqueue(self, order: actions.SendDraftTask) -> None:
+    def run_forward(self, order: actions.RunForward) -> None:
+        self.max_segments = max(self.max_segments, len(order.segments))
+        outcomes, _ = self.runner.run(order.segments)
+        self._tell(events.ForwardFinished(1_000_000, tuple(outcomes)))
+
+    def commit_tokens(self, order: actions.CommitTokens) -> None:
+        self.outcomes[order.branch_id].token_ids += order.token_ids
+
+    def finish_branch(self, order: actions.FinishBranch) -> None:
+        self.outcomes[order.branch_id].reason = order.reason
+        self.outcomes[order.branch_id].counters = order.counters
+
+    def fail_branch(self, order: actions.FailBranch) -> None:
+        self.failures[order.branch_id] = f"{order.kind}: {order.text}"
+
+    def wake_at(self, order: actions.WakeAt) -> None:
+        self.now_ns = max(self.now_ns, order.at_ns)
+
+    def send_draft_task(self, order: actions.SendDraftTask) -> None:
         task = DraftTask(
             order.branch_id, order.round, 0, order.seed, order.stream, order.children, order.kind,
             order.draft_temperature, order.announce, np.asarray(order.context_slots, dtype="<i4"),

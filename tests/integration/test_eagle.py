@@ -86,14 +86,14 @@ def test_greedy_text_is_generate(name: str, kind: str, tree: str, get_models: Ge
 class WatchedLoop(LocalLoop):
     """Checks each task as it is sent."""
 
-    def _enqueue(self, order: SendDraftTask) -> None:
+    def send_draft_task(self, order: SendDraftTask) -> None:
         branch = self.scheduler.branches[order.branch_id]
         first = len(order.context_slots)
         assert order.context_slots + order.pending_ids != ()
         wanted = [branch.target_path[i - 1] if i else -1 for i in range(first, len(branch.tokens))]
         assert list(order.feature_slots) == wanted and branch.tokens[first:] == list(order.pending_ids)
         self.num_pending = [*getattr(self, "num_pending", ()), (order.round, len(order.pending_ids))]
-        super()._enqueue(order)
+        super().send_draft_task(order)
 
 
 def test_all_draft_kv_is_of_true_features(get_models: Get) -> None:

@@ -144,10 +144,10 @@ def test_every_method_is_generate(name: str, settings: dict[str, Any], get_case:
 class RecordingLoop(LocalLoop):
     """Remembers how many committed tokens had no draft KV, for tasks after a branch's first."""
 
-    def _enqueue(self, order: SendDraftTask) -> None:
+    def send_draft_task(self, order: SendDraftTask) -> None:
         if order.round:
             self.num_pending = [*getattr(self, "num_pending", ()), len(order.pending_ids)]
-        super()._enqueue(order)
+        super().send_draft_task(order)
 
 
 @pytest.mark.parametrize("name", ["specinfer-chains", "sequoia", "opt-tree", "coupled"])

@@ -17,6 +17,7 @@ from seedmp.errors import InvalidTransitionError
 from seedmp.kv.slot_tree import NO_SLOT
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
+from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.opt_tree import NOT_DRAFTED, AdaptiveTreeBuilder
@@ -90,11 +91,11 @@ class World:
 
     def tell(self, event: events.Event) -> None:
         self.now_ns += self.rng.randrange(1, 3 * MS)
-        self.perform(self.scheduler.handle(event, self.now_ns))
+        perform(self.scheduler.handle(event, self.now_ns), self)
 
     def decide(self) -> None:
         self.now_ns += self.rng.randrange(1, MS)
-        self.perform(self.scheduler.decide(self.now_ns))
+        perform(self.scheduler.decide(self.now_ns), self)
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, num_committed: int = 0) -> int:
         branch_id = len(self.tokens)
@@ -249,26 +250,28 @@ class World:
                 return events.Outcome(s.branch_id, tuple(accepted), wanted)
             accepted.append(hits[0])
 
-    # --- orders ---
+    # --- the scheduler's host ---
 
-    def perform(self, orders: Sequence[actions.Action]) -> None:
-        for order in orders:
-            match order:
-                case actions.SendDraftTask():
-                    assert order.worker_id in self.scheduler.workers
-                    self.tasks.append((order, self.epochs[order.worker_id]))
-                case actions.RunForward():
-                    assert self.forward is None
-                    self.forward = order
-                case actions.CommitTokens():
-                    assert order.branch_id not in self.finished and order.branch_id not in self.failed
-                    self.tokens[order.branch_id] += order.token_ids
-                case actions.FinishBranch():
-                    self.finished[order.branch_id] = order.reason
-                case actions.FailBranch():
-                    self.failed[order.branch_id] = order.text
-                case actions.WakeAt():
-                    self.now_ns = max(self.now_ns, order.at_ns)
+    def send_draft_task(self, order: actions.SendDraftTask) -> None:
+        assert order.worker_id in self.scheduler.workers
+        self.tasks.append((order, self.epochs[order.worker_id]))
+
+    def run_forward(self, order: actions.RunForward) -> None:
+        assert self.forward is None
+        self.forward = order
+
+    def commit_tokens(self, order: actions.CommitTokens) -> None:
+        assert order.branch_id not in self.finished and order.branch_id not in self.failed
+        self.tokens[order.branch_id] += order.token_ids
+
+    def finish_branch(self, order: actions.FinishBranch) -> None:
+        self.finished[order.branch_id] = order.reason
+
+    def fail_branch(self, order: actions.FailBranch) -> None:
+        self.failed[order.branch_id] = order.text
+
+    def wake_at(self, order: actions.WakeAt) -> None:
+        self.now_ns = max(self.now_ns, order.at_ns)
 
     # --- driving ---
 
@@ -461,7 +464,8 @@ def test_the_earliest_ready_is_served_first_whatever_arrived_first() -> None:
         world.tell(events.ProposalArrived(order.worker_id, branch_id, 0, 0, ready_ns[branch_id], tree, "rows"))
     world.tasks.clear()
     for branch_id in (1, 2, 0):
-        world.perform([a for a in world.scheduler.decide(world.now_ns) if not isinstance(a, actions.SendDraftTask)])
+        orders = world.scheduler.decide(world.now_ns)
+        perform([order for order in orders if not isinstance(order, actions.SendDraftTask)], world)
         assert world.forward is not None
         assert [s.branch_id for s in world.forward.segments] == [branch_id]
         world.finish_forward()
