@@ -22,6 +22,7 @@ from seedmp.decoding.propose import (
     propose_children,
     propose_coupled,
 )
+from seedmp.draft_order import DraftOrder
 from seedmp.errors import ProtocolError
 from seedmp.ipc.arena import publish_barrier
 from seedmp.ipc.channel import DealerChannel
@@ -60,7 +61,7 @@ class _Way:
     layer_width: int  # of an adaptive tree, else 0
 
     @classmethod
-    def of(cls, task: DraftTask) -> _Way:
+    def of(cls, task: DraftOrder) -> _Way:
         if task.adaptive is not None:
             confidence = confidence_temperature(task.draft_temperature)
             return cls(ProposalKind.DETERMINISTIC, confidence, False, task.adaptive.layer_width)
@@ -70,7 +71,7 @@ class _Way:
 class _Growing:
     """One task while its tree grows: the builder decides about nodes, this knows slots, noise and laws."""
 
-    def __init__(self, task: DraftTask, num_columns: int) -> None:
+    def __init__(self, task: DraftOrder, num_columns: int) -> None:
         self.task = task
         self.way = _Way.of(task)
         self.noise = Noise(task.seed, task.stream)
@@ -152,7 +153,7 @@ class TreeDrafter:
         self.clock_ns = clock_ns
         self.forward_before_ns = 0
 
-    def draft(self, tasks: list[DraftTask], on_context: Callable[[DraftTask], None]) -> list[Proposal]:
+    def draft(self, tasks: list[DraftOrder], on_context: Callable[[DraftOrder], None]) -> list[Proposal]:
         """One proposal for each task, in order.
 
         ``on_context`` is called for tasks with ``announce`` once their pending tokens are in the arena.
@@ -340,7 +341,7 @@ class DraftServer:
                     self.close()
                     return
                 if isinstance(msg, DraftTask):
-                    tasks.append(msg)
+                    tasks.append(msg.order)
             if not tasks:
                 continue
             self.ring.enter(Activity.DRAFT, tasks[0].branch_id if len(tasks) == 1 else -1, len(tasks))
@@ -349,7 +350,7 @@ class DraftServer:
             for proposal in proposals:
                 self.channel.send(proposal)
 
-    def _announce(self, task: DraftTask) -> None:
+    def _announce(self, task: DraftOrder) -> None:
         self.channel.send(ContextReady(task.branch_id, task.round, task.epoch))
 
     def close(self) -> None:

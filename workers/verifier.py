@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import zmq
 
@@ -260,14 +259,8 @@ class Verifier:
     # --- orders ---------------------------------------------------------------------------------
 
     def send_draft_task(self, order: actions.SendDraftTask) -> None:
-        epoch = self.scheduler.workers[order.worker_id]
-        task = DraftTask(
-            order.branch_id, order.round, epoch, order.seed, order.stream, order.children, order.kind,
-            order.draft_temperature, order.announce, np.asarray(order.context_slots, dtype="<i4"),
-            order.pending_ids, np.asarray(order.slots, dtype="<i4"), order.adaptive, order.shared_noise,
-            np.asarray(order.feature_slots, dtype="<i4"),
-        )  # fmt: skip
-        self.drafts.send(f"draft-{order.worker_id}-{epoch}".encode(), task)
+        draft = order.draft
+        self.drafts.send(f"draft-{draft.worker_id}-{draft.epoch}".encode(), DraftTask(draft))
 
     def run_forward(self, order: actions.RunForward) -> None:
         self._send_outbox()
@@ -303,11 +296,7 @@ class Verifier:
 
     def finish_branch(self, order: actions.FinishBranch) -> None:
         peer, request_id = self._forget(order.branch_id)
-        c = order.counters
-        finished = Finished(
-            request_id, order.reason, order.stop, c.rounds, c.drafted, c.accepted, c.queue_wait_ns,
-            c.first_token_ns, self.clock_ns(), c.target_prefill_tokens, c.draft_prefill_tokens,
-        )  # fmt: skip
+        finished = Finished(request_id, order.reason, order.stop, self.clock_ns(), order.counters)
         self.outbox.append((peer, finished))
 
     def fail_branch(self, order: actions.FailBranch) -> None:

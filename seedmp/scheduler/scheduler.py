@@ -17,12 +17,13 @@ from dataclasses import dataclass, field, replace
 
 from seedmp import metrics
 from seedmp.config import EngineConfig, Method, Schedule
+from seedmp.draft_order import DraftOrder, slot_array
 from seedmp.errors import InvalidTransitionError, InvariantError, OutOfSlotsError
 from seedmp.kv.slot_tree import NO_SLOT, SlotTree
+from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.actions import (
     Action,
-    BranchCounters,
     CommitTokens,
     FailBranch,
     FinishBranch,
@@ -105,7 +106,7 @@ class Branch:
     score: bool = False
     prompt_keeper: Hashable | None = None
     keeper: Hashable | None = None
-    counters: BranchCounters = field(default_factory=BranchCounters)
+    counters: RequestCounters = field(default_factory=RequestCounters)
 
 
 @dataclass
@@ -548,14 +549,13 @@ class Scheduler:
             return False
         return not any(path[-1] in segment.chain_slots for segment in self.forward or ())  # still in flight
 
-    def _feature_slots(self, branch: Branch) -> tuple[int, ...]:
+    def _feature_slots(self, branch: Branch) -> list[int]:
         """Target slots of the pending tokens' predecessors; the first token of a text has none.
 
         The branch holds them, and ``_preempt`` leaves it alone, until the worker has answered.
         """
-        return tuple(
-            branch.target_path[idx - 1] if idx else NO_SLOT for idx in range(len(branch.draft_path), len(branch.tokens))
-        )
+        first, end = len(branch.draft_path), len(branch.tokens)
+        return [branch.target_path[idx - 1] if idx else NO_SLOT for idx in range(first, end)]
 
     def _room_of(self, branch: Branch) -> int:
         """The depth of a tree that can still be of use: not beyond ``max_tokens`` or the models' positions."""
@@ -620,13 +620,14 @@ class Scheduler:
         if coupled and branch.params.temperature == 0:
             draft_temperature = 0.0  # the target draws nothing: there is no noise to share
         assert branch.params.seed is not None
-        return SendDraftTask(
-            worker_id, branch.branch_id, branch.round, branch.params.seed, branch.stream,
+        draft = DraftOrder(
+            worker_id, branch.branch_id, branch.round, self.workers[worker_id], branch.params.seed, branch.stream,
             static.num_children if static is not None else (),
             self.config.proposal_kind(draft_temperature), draft_temperature, announce,
-            tuple(branch.draft_path), pending, tuple(slots), adaptive, coupled and draft_temperature > 0,
-            self._feature_slots(branch) if self._by_features else (),
+            slot_array(branch.draft_path), pending, slot_array(slots), adaptive, coupled and draft_temperature > 0,
+            slot_array(self._feature_slots(branch) if self._by_features else []),
         )  # fmt: skip
+        return SendDraftTask(draft)
 
     def _lease_draft(self, branch: Branch, num: int) -> list[int]:
         try:

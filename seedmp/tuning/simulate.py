@@ -14,6 +14,7 @@ from typing import Any
 
 from seedmp import metrics
 from seedmp.config import EngineConfig
+from seedmp.draft_order import DraftOrder
 from seedmp.errors import ConfigError, InternalError
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
@@ -162,11 +163,11 @@ class _Draft:
     def __init__(self, worker_id: int, group: _Group) -> None:
         self.worker_id, self.group = worker_id, group
         self.clock, self.costs = group.clock, group.costs
-        self.tasks: list[actions.SendDraftTask] = []
+        self.tasks: list[DraftOrder] = []
         self.is_busy = False
         self.busy_ms = 0.0
 
-    def receive(self, task: actions.SendDraftTask) -> None:
+    def receive(self, task: DraftOrder) -> None:
         self.tasks.append(task)
         if not self.is_busy:
             self._begin()
@@ -289,8 +290,8 @@ class _Group:
     # --- the scheduler's host ---
 
     def send_draft_task(self, order: actions.SendDraftTask) -> None:
-        draft = self.drafts[order.worker_id]
-        self.clock.at(self.clock.now_ms + self.costs.message_ms, lambda: draft.receive(order))
+        draft = self.drafts[order.draft.worker_id]
+        self.clock.at(self.clock.now_ms + self.costs.message_ms, lambda: draft.receive(order.draft))
 
     def run_forward(self, order: actions.RunForward) -> None:
         self.is_busy, start_ms = True, self.clock.now_ms

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from seedmp.config import EngineConfig
+from seedmp.draft_order import DraftOrder
 from seedmp.ipc.arena import layout_for
-from seedmp.ipc.messages import DraftTask
+from seedmp.metrics import RequestCounters
 from seedmp.models.eagle import EagleHead, PackedHead, load_head, read_head
 from seedmp.models.features import FeatureTap
 from seedmp.models.load import ModelSpec, load_model
@@ -59,7 +59,7 @@ class Outcome:
 
     token_ids: list[int] = field(default_factory=list)
     reason: str = ""
-    counters: actions.BranchCounters = field(default_factory=actions.BranchCounters)
+    counters: RequestCounters = field(default_factory=RequestCounters)
 
 
 class LocalLoop:
@@ -87,7 +87,7 @@ class LocalLoop:
         else:
             draft = self._packed(models.draft, self.config.num_draft_slots, models.vocab_size)
             self.drafter = TreeDrafter(draft, self.config.draft_top_m, self._tick, noise=self.config.draft_noise)
-        self.tasks: deque[tuple[int, list[DraftTask]]] = deque()
+        self.tasks: deque[tuple[int, list[DraftOrder]]] = deque()
         self.outcomes: dict[int, Outcome] = {}
         self.failures: dict[int, str] = {}
         self.max_segments = 0
@@ -154,20 +154,15 @@ class LocalLoop:
         self.now_ns = max(self.now_ns, order.at_ns)
 
     def send_draft_task(self, order: actions.SendDraftTask) -> None:
-        task = DraftTask(
-            order.branch_id, order.round, 0, order.seed, order.stream, order.children, order.kind,
-            order.draft_temperature, order.announce, np.asarray(order.context_slots, dtype="<i4"),
-            order.pending_ids, np.asarray(order.slots, dtype="<i4"), order.adaptive, order.shared_noise,
-            np.asarray(order.feature_slots, dtype="<i4"),
-        )  # fmt: skip
+        draft = order.draft
         for worker_id, tasks in self.tasks:
-            if worker_id == order.worker_id:
-                tasks.append(task)
+            if worker_id == draft.worker_id:
+                tasks.append(draft)
                 return
-        self.tasks.append((order.worker_id, [task]))
+        self.tasks.append((draft.worker_id, [draft]))
 
-    def _draft(self, worker_id: int, tasks: list[DraftTask]) -> None:
-        def announce(task: DraftTask) -> None:
+    def _draft(self, worker_id: int, tasks: list[DraftOrder]) -> None:
+        def announce(task: DraftOrder) -> None:
             self._tell(events.ContextComputed(task.branch_id, task.round))
 
         for proposal in self.drafter.draft(tasks, announce):

@@ -87,12 +87,13 @@ class WatchedLoop(LocalLoop):
     """Checks each task as it is sent."""
 
     def send_draft_task(self, order: SendDraftTask) -> None:
-        branch = self.scheduler.branches[order.branch_id]
-        first = len(order.context_slots)
-        assert order.context_slots + order.pending_ids != ()
+        draft = order.draft
+        branch = self.scheduler.branches[draft.branch_id]
+        first = len(draft.context_slots)
+        assert first + len(draft.pending_ids) > 0
         wanted = [branch.target_path[i - 1] if i else -1 for i in range(first, len(branch.tokens))]
-        assert list(order.feature_slots) == wanted and branch.tokens[first:] == list(order.pending_ids)
-        self.num_pending = [*getattr(self, "num_pending", ()), (order.round, len(order.pending_ids))]
+        assert list(draft.feature_slots) == wanted and branch.tokens[first:] == list(draft.pending_ids)
+        self.num_pending = [*getattr(self, "num_pending", ()), (draft.round, len(draft.pending_ids))]
         super().send_draft_task(order)
 
 

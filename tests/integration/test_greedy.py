@@ -13,7 +13,8 @@ import torch
 
 from seedmp import Engine, SamplingParams
 from seedmp.config import Method, PolicyName, Schedule
-from seedmp.scheduler.actions import BranchCounters, SendDraftTask
+from seedmp.metrics import RequestCounters
+from seedmp.scheduler.actions import SendDraftTask
 from tests.helpers.local_loop import LocalLoop, Models
 from tests.helpers.models import ARCHITECTURES, VOCAB_SIZE, WINDOW
 
@@ -145,8 +146,8 @@ class RecordingLoop(LocalLoop):
     """Remembers how many committed tokens had no draft KV, for tasks after a branch's first."""
 
     def send_draft_task(self, order: SendDraftTask) -> None:
-        if order.round:
-            self.num_pending = [*getattr(self, "num_pending", ()), len(order.pending_ids)]
+        if order.draft.round:
+            self.num_pending = [*getattr(self, "num_pending", ()), len(order.draft.pending_ids)]
         super().send_draft_task(order)
 
 
@@ -160,7 +161,7 @@ def test_accepted_tokens_are_not_drafted_again(name: str, get_case: Callable[[st
     assert set(loop.num_pending) <= {1, 2}  # 1: the equal prompt's branch drafted the leaf meanwhile
 
 
-def assert_some_accepted(counters: list[BranchCounters]) -> None:
+def assert_some_accepted(counters: list[RequestCounters]) -> None:
     """Rounds that accept all, or nothing, would prove little."""
     drafted, accepted = sum(c.drafted for c in counters), sum(c.accepted for c in counters)
     assert 0 < accepted < drafted

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seedmp.config import EngineConfig, Method, PolicyName, Schedule
+from seedmp.draft_order import DraftOrder
 from seedmp.errors import InvalidTransitionError
 from seedmp.kv.slot_tree import NO_SLOT
 from seedmp.sampling import SamplingParams
@@ -77,7 +78,7 @@ class World:
     expected: dict[int, list[int]] = field(default_factory=dict)
     finished: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
-    tasks: list[tuple[actions.SendDraftTask, int]] = field(default_factory=list)
+    tasks: list[tuple[DraftOrder, int]] = field(default_factory=list)
     forward: actions.RunForward | None = None
     target_kv: dict[int, tuple[int, ...]] = field(default_factory=dict)
     draft_kv: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -123,7 +124,7 @@ class World:
 
     # --- fakes ---
 
-    def write_context(self, order: actions.SendDraftTask) -> list[int]:
+    def write_context(self, order: DraftOrder) -> list[int]:
         """Run the pending tokens of a task: reads the context, writes the slots lent for them.
 
         The context of a request that was cancelled meanwhile may be anything: its proposal is dropped.
@@ -142,14 +143,14 @@ class World:
             self.draft_kv[slot] = tuple(tokens)
         return tokens
 
-    def read_features(self, order: actions.SendDraftTask, context: list[int]) -> None:
+    def read_features(self, order: DraftOrder, context: list[int]) -> None:
         """The target's hidden states of each pending token's predecessor, at any time until the answer."""
         tokens = [*context, *order.pending_ids]
         for idx, slot in enumerate(order.feature_slots, len(context)):
             assert slot == NO_SLOT if idx == 0 else self.target_kv[slot] == tuple(tokens[:idx])
         assert len(order.feature_slots) == len(order.pending_ids) and len(tokens) > 1
 
-    def announce(self, order: actions.SendDraftTask) -> None:
+    def announce(self, order: DraftOrder) -> None:
         self.write_context(order)
         self.tell(events.ContextComputed(order.branch_id, order.round))
 
@@ -253,8 +254,9 @@ class World:
     # --- the scheduler's host ---
 
     def send_draft_task(self, order: actions.SendDraftTask) -> None:
-        assert order.worker_id in self.scheduler.workers
-        self.tasks.append((order, self.epochs[order.worker_id]))
+        draft = order.draft
+        assert self.scheduler.workers[draft.worker_id] == self.epochs[draft.worker_id] == draft.epoch
+        self.tasks.append((draft, draft.epoch))
 
     def run_forward(self, order: actions.RunForward) -> None:
         assert self.forward is None
