@@ -12,7 +12,7 @@ from typing import Any
 
 from seedmp import __version__
 from seedmp.benchmarks.command import add_bench
-from seedmp.config import DTYPES, Method, PolicyName, Schedule
+from seedmp.config import DTYPES, POLICIES, Method, Schedule
 from seedmp.doctor import add_doctor
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.growmap_cli import add_growmap
@@ -137,7 +137,8 @@ def _add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: i
         "--num-drafts", type=int, default=num_drafts, metavar="N", help="draft processes (default %(default)s)"
     )
     parser.add_argument("--schedule", choices=[s.value for s in Schedule], default="scheduled")
-    parser.add_argument("--policy", choices=[p.value for p in PolicyName], default="fcfs-batch")
+    policies = f"{', '.join(POLICIES.names())} or module:Class"
+    parser.add_argument("--policy", metavar="NAME", default="fcfs-batch", help=f"{policies} (default %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
 
 

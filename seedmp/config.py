@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from seedmp.errors import ConfigError
+from seedmp.registry import Registry
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.growmap_file import parse_growmap
 from seedmp.token_tree.k_config import MAX_TREE_NODES, parse_k_config
@@ -40,11 +41,16 @@ class Schedule(enum.Enum):
     PARALLEL = "parallel"  # n replicas of the target, with a draft each
 
 
-class PolicyName(enum.Enum):
-    """What one target forward verifies."""
-
-    FCFS = "fcfs"  # one proposal, the paper
-    FCFS_BATCH = "fcfs-batch"  # the first-come prefix of the queue, up to a token budget
+# Who is served first; a class of your own is named module:Class.
+POLICIES: Registry[Any] = Registry(
+    "policy",
+    {
+        "fcfs": "seedmp.scheduler.policies:Fcfs",  # one proposal a forward, the paper
+        "fcfs-batch": "seedmp.scheduler.policies:FcfsBatch",  # the first of the queue, up to a token budget
+        "priority": "seedmp.scheduler.policies:Priority",  # the most urgent first
+        "fair": "seedmp.scheduler.policies:Fair",  # the user with the fewest tokens first
+    },
+)
 
 
 _WITHOUT_DRAFTS = (Method.AR, Method.NGRAM)
@@ -94,7 +100,7 @@ class EngineConfig:
         top_k: nodes of a layer that ``eagle`` drafts further, and children that each may get (None: 10, with a
             threshold ``nodes``); 1 makes chains.
         schedule: ``serial``, ``scheduled`` or ``parallel``.
-        policy: ``fcfs`` or ``fcfs-batch``.
+        policy: ``fcfs``, ``fcfs-batch``, ``priority`` or ``fair``, or ``module:Class`` of your own.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's on a GPU.
         placement: ``auto``, one device for all, or a Placement.
         kv_slots: tokens whose KV fits in the target's arena.
@@ -127,7 +133,7 @@ class EngineConfig:
     threshold: float | None = None
     top_k: int | None = None
     schedule: Schedule = Schedule.SCHEDULED
-    policy: PolicyName = PolicyName.FCFS_BATCH
+    policy: str = "fcfs-batch"
     dtype: str = "auto"
     placement: str | Placement = "auto"
     kv_slots: int = 8192
@@ -143,8 +149,9 @@ class EngineConfig:
     validate: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in {"method": Method, "schedule": Schedule, "policy": PolicyName}.items():
+        for name, kind in {"method": Method, "schedule": Schedule}.items():
             object.__setattr__(self, name, _member(kind, name, getattr(self, name)))
+        POLICIES.load(self.policy)
         object.__setattr__(self, "k_config", parse_k_config(self.k_config))
         limits = {"num_drafts": (1, 64), "kv_slots": (64, 1 << 26), "max_forward_tokens": (16, 1 << 16)}
         limits |= {"draft_top_m": (1, 1 << 20), "max_restarts": (0, 1 << 20)}
@@ -289,7 +296,7 @@ class EngineConfig:
     def to_plain(self) -> dict[str, Any]:
         """A JSON-able dictionary that ``from_plain`` reads back."""
         plain = dataclasses.asdict(self)
-        for name in ("method", "schedule", "policy"):
+        for name in ("method", "schedule"):
             plain[name] = getattr(self, name).value
         return plain
 

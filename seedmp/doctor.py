@@ -125,7 +125,7 @@ def plan_of(config: EngineConfig) -> dict[str, Any]:
         "target on": placement.target,
         "drafts": f"{config.num_drafts} on {placement.drafts[0]}",
         "method": f"{config.method.value}, k_config {','.join(map(str, config.k_config))}",
-        "schedule": f"{config.schedule.value}, {config.policy.value}",
+        "schedule": f"{config.schedule.value}, {config.policy}",
     }
     if placement.target == "cpu":
         plan["CPU threads"] = f"target {target_threads}, each draft {draft_threads}"

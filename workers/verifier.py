@@ -214,7 +214,7 @@ class Verifier:
                 self._tell(
                     events.BranchSubmitted(
                         branch_id, msg.stream, msg.prompt_ids, msg.committed_ids, msg.params,
-                        _keeper(peer, msg.branch), _keeper(peer, msg.child),
+                        _keeper(peer, msg.branch), _keeper(peer, msg.child), msg.priority, msg.user,
                     )
                 )  # fmt: skip
         elif isinstance(msg, Score):
@@ -330,7 +330,7 @@ class Verifier:
             "draft_bytes_out": self.drafts.bytes_out,
             "malformed_messages": self.engines.num_malformed + self.drafts.num_malformed,
             "active_branches": len(scheduler.branches),
-            "queue_len": len(scheduler.queue()),
+            "queue_len": len(scheduler._queue),
             "drafts_alive": len(scheduler.workers),
             "target_slots_free": scheduler.target_slots.num_free,
             "draft_slots_free": scheduler.draft_slots.num_free,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seedmp.config import EngineConfig, Method, PolicyName, Schedule
+from seedmp.config import POLICIES, EngineConfig, Method, Schedule
 from seedmp.errors import ConfigError
 from seedmp.tuning.costs import EXAMPLE, Costs, load_costs
 from seedmp.tuning.simulate import HARDWARE, Outcome, Workload, simulate
@@ -79,10 +79,12 @@ def _simulate(args: argparse.Namespace) -> int:
     numbers = [read_list(f"--{n}", getattr(args, n), int) for n in ("budget", "branches", "verifiers", "drafts")]
     settings = [
         Setting(policy, k_config, *sizes)
-        for policy in read_list("--policy", args.policy, lambda text: PolicyName(text).value)
+        for policy in read_list("--policy", args.policy, str)
         for k_config in [tuple(read_list("--k-config", text, int)) for text in args.k_config]
         for sizes in itertools.product(*numbers)
     ]
+    for setting in settings:
+        POLICIES.load(setting.policy)
     if len(settings) > MAX_SETTINGS:
         raise ConfigError(f"{len(settings)} settings: at most {MAX_SETTINGS} in one run")
     if args.json is not None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seedmp import Engine, SamplingParams
-from seedmp.config import Method, PolicyName, Schedule
+from seedmp.config import Method, Schedule
 from seedmp.models import pair
 from seedmp.models.eagle import new_head, save_head
 from seedmp.models.load import ModelSpec, load_model
@@ -70,9 +70,9 @@ def tokens(outcomes: list[Outcome]) -> list[list[int]]:
 def test_greedy_text_is_generate(name: str, kind: str, tree: str, get_models: Get) -> None:
     models, expected = get_models(name, kind)
     for schedule, policy in (
-        (Schedule.SCHEDULED, PolicyName.FCFS_BATCH),
-        (Schedule.SCHEDULED, PolicyName.FCFS),
-        (Schedule.SERIAL, PolicyName.FCFS_BATCH),
+        (Schedule.SCHEDULED, "fcfs-batch"),
+        (Schedule.SCHEDULED, "fcfs"),
+        (Schedule.SERIAL, "fcfs-batch"),
     ):
         loop = LocalLoop(models, schedule=schedule, policy=policy, **ROOMY, **TREES[tree])
         outcomes = loop.run(PROMPTS, greedy())
@@ -237,7 +237,7 @@ def plain(tiny_pair: Callable[[str], tuple[Path, Path]]) -> dict[SamplingParams,
     ("kind", "settings"),
     [
         ("eagle", {**TREES["eagle-2"]}),
-        ("eagle3", {**TREES["opt-tree"], "policy": PolicyName.FCFS}),
+        ("eagle3", {**TREES["opt-tree"], "policy": "fcfs"}),
         ("eagle3", {**TREES["eagle-2"], "schedule": Schedule.PARALLEL}),
     ],
 )

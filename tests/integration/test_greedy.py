@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seedmp import Engine, SamplingParams
-from seedmp.config import Method, PolicyName, Schedule
+from seedmp.config import Method, Schedule
 from seedmp.metrics import RequestCounters
 from seedmp.scheduler.actions import SendDraftTask
 from tests.helpers.local_loop import LocalLoop, Models
@@ -24,7 +24,7 @@ LENGTHS = (5, 19, 37)
 CHAIN, TREE = (1, 1, 1), (2, 2, 1)
 # Trees are sampled at draft temperature 1, chains take the draft's top token: all kinds of proposals occur.
 DRAFT_TEMPERATURES = {CHAIN: None, TREE: 1.0}
-POLICIES = tuple(PolicyName)
+POLICIES = ("fcfs", "fcfs-batch")
 WINDOWED = ("mistral", "qwen2", "gemma2", "gemma3")
 
 
@@ -105,7 +105,7 @@ def test_drafting_changes_no_token(name: str, method: Method, get_case: Callable
                 setting = (schedule, policy, k_config)
                 assert [outcome.token_ids for outcome in outcomes] == case.expected, setting
                 assert_some_accepted([outcome.counters for outcome in outcomes])
-                many = schedule is Schedule.SCHEDULED and policy is PolicyName.FCFS_BATCH
+                many = schedule is Schedule.SCHEDULED and policy == "fcfs-batch"
                 assert (loop.max_segments > 1) >= (many and k_config is CHAIN), setting
 
 
@@ -125,9 +125,9 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_every_method_is_generate(name: str, settings: dict[str, Any], get_case: Callable[[str], Case]) -> None:
     case = get_case(name)
     for schedule, policy, draft_temperature in (
-        (Schedule.SCHEDULED, PolicyName.FCFS_BATCH, 1.0),
-        (Schedule.SCHEDULED, PolicyName.FCFS, None),
-        (Schedule.SERIAL, PolicyName.FCFS_BATCH, 1.0),
+        (Schedule.SCHEDULED, "fcfs-batch", 1.0),
+        (Schedule.SCHEDULED, "fcfs", None),
+        (Schedule.SERIAL, "fcfs-batch", 1.0),
     ):
         loop = LocalLoop(
             case.models, schedule=schedule, policy=policy, kv_slots=1024, max_forward_tokens=32, **settings
@@ -138,8 +138,18 @@ def test_every_method_is_generate(name: str, settings: dict[str, Any], get_case:
         if settings["method"] is not Method.NGRAM:  # what it finds in random prompts is up to chance
             assert_some_accepted(counters)
         assert sum(c.drafted for c in counters) > 0
-        many = schedule is Schedule.SCHEDULED and policy is PolicyName.FCFS_BATCH
+        many = schedule is Schedule.SCHEDULED and policy == "fcfs-batch"
         assert (loop.max_segments > 1) >= many
+
+
+@pytest.mark.parametrize("policy", ["priority", "fair", "tests.helpers.policies:AnyOrder"])
+@pytest.mark.parametrize("name", ["specinfer-chains", "opt-tree"])
+def test_who_is_served_first_changes_no_text(name: str, policy: str, get_case: Callable[[str], Case]) -> None:
+    case = get_case("llama")
+    for kv_slots in (1024, 256):
+        loop = LocalLoop(case.models, policy=policy, kv_slots=kv_slots, max_forward_tokens=32, **METHODS[name])
+        outcomes = loop.run(PROMPTS, greedy(1.0))
+        assert [outcome.token_ids for outcome in outcomes] == case.expected, kv_slots
 
 
 class RecordingLoop(LocalLoop):
@@ -193,17 +203,17 @@ def test_a_small_arena_preempts_and_changes_nothing(get_case: Callable[[str], Ca
 @pytest.mark.parametrize(
     ("name", "method", "schedule", "policy"),
     [
-        ("llama", Method.SD, Schedule.SERIAL, PolicyName.FCFS),
-        ("llama", Method.AR, Schedule.SERIAL, PolicyName.FCFS_BATCH),
-        ("llama", Method.SD, Schedule.SCHEDULED, PolicyName.FCFS),
-        ("llama", Method.MCSD, Schedule.SCHEDULED, PolicyName.FCFS_BATCH),
-        ("llama", Method.MCSD, Schedule.PARALLEL, PolicyName.FCFS),
-        ("llama", Method.SD, Schedule.PARALLEL, PolicyName.FCFS_BATCH),
-        ("gemma2", Method.MCSD, Schedule.SCHEDULED, PolicyName.FCFS_BATCH),
+        ("llama", Method.SD, Schedule.SERIAL, "fcfs"),
+        ("llama", Method.AR, Schedule.SERIAL, "fcfs-batch"),
+        ("llama", Method.SD, Schedule.SCHEDULED, "fcfs"),
+        ("llama", Method.MCSD, Schedule.SCHEDULED, "fcfs-batch"),
+        ("llama", Method.MCSD, Schedule.PARALLEL, "fcfs"),
+        ("llama", Method.SD, Schedule.PARALLEL, "fcfs-batch"),
+        ("gemma2", Method.MCSD, Schedule.SCHEDULED, "fcfs-batch"),
     ],
 )
 def test_real_processes(
-    name: str, method: Method, schedule: Schedule, policy: PolicyName, get_case: Callable[[str], Case]
+    name: str, method: Method, schedule: Schedule, policy: str, get_case: Callable[[str], Case]
 ) -> None:
     check_engine(get_case(name), method=method, schedule=schedule, policy=policy)
 
