@@ -114,7 +114,7 @@ def check_shared_memory(size_bytes: int) -> None:
         )
 
 
-def allocate_shared(layout: ArenaLayout | FeatureLayout) -> torch.Tensor:
+def allocate_shared(layout: Layout) -> torch.Tensor:
     """A zero-filled arena in shared memory; pages are taken when they are first written.
 
     Raises:
@@ -126,7 +126,7 @@ def allocate_shared(layout: ArenaLayout | FeatureLayout) -> torch.Tensor:
     return arena.set_(storage, 0, layout.shape)  # type: ignore[call-overload, no-any-return]
 
 
-def allocate_on(layout: ArenaLayout | FeatureLayout, device: str) -> torch.Tensor:
+def allocate_on(layout: Layout, device: str) -> torch.Tensor:
     """A zero-filled arena in the memory of one process: shared on a CPU, exportable on a GPU."""
     return (
         allocate_shared(layout)

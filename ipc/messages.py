@@ -6,16 +6,15 @@ Letters: C context tokens, p pending tokens, N draft tokens, M draws, I internal
 
 from __future__ import annotations
 
-from dataclasses import field
-
 import numpy as np
 
+from seedmp.draft_order import DraftOrder
 from seedmp.ipc.codec import message
+from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
-from seedmp.token_tree.opt_tree import AdaptiveShape
 from seedmp.token_tree.tree import ProposalKind
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 # --- draft worker -> verifier ---------------------------------------------------------------
@@ -100,26 +99,11 @@ class DraftWelcome:
 class DraftTask:
     """Verifier → draft worker: grow one proposal; also the verdict on the last one (what follows the context).
 
-    Holds all that a draft needs, so any worker can serve any branch. ``slots`` are lent to the worker for
+    Holds all that a draft needs, so any worker can serve any branch. ``order.slots`` are lent to the worker for
     this round: it may write them and nothing else. Answered by Proposal. Size O(C + N).
     """
 
-    branch_id: int
-    round: int
-    epoch: int
-    seed: int
-    stream: int
-    children: tuple[int, ...]  # [1 + N] child counts of a static tree, breadth first; empty if it is adaptive
-    kind: ProposalKind
-    draft_temperature: float
-    announce: bool
-    context_slots: np.ndarray  # [C] int32, KV of the committed tokens but the pending ones
-    pending_ids: tuple[int, ...]  # [p] committed tokens without draft KV, p >= 1
-    slots: np.ndarray  # [p + most drafted] int32, lent
-    adaptive: AdaptiveShape | None = None  # what to grow if not a static tree
-    shared_noise: bool = False  # children by the noise that the target's own tokens are drawn with
-    # [p] int32, target slots with the features of the pending tokens' predecessors, -1: none; empty without a head
-    feature_slots: np.ndarray = field(default_factory=lambda: np.empty(0, dtype="<i4"))
+    order: DraftOrder
 
 
 @message("shutdown")
@@ -153,6 +137,8 @@ class Submit:
     params: SamplingParams  # seed is set
     branch: int = 0
     child: int = 0
+    priority: int = 0  # for policies that look at it: higher is more urgent
+    user: str = ""  # for policies that look at it: who asks
 
 
 @message("score")
@@ -222,14 +208,8 @@ class Finished:
     request_id: int
     reason: str
     stop: str
-    rounds: int
-    drafted: int
-    accepted: int
-    queue_wait_ns: int
-    first_token_ns: int
-    finished_ns: int
-    target_prefill_tokens: int
-    draft_prefill_tokens: int
+    finished_ns: int  # CLOCK_MONOTONIC
+    counters: RequestCounters
 
 
 @message("scored")

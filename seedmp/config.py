@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import sys
 from dataclasses import InitVar, dataclass
 from typing import Any
 
 from seedmp.checks import check_number, check_one_of, check_whole
 from seedmp.errors import ConfigError
 from seedmp.methods.base import Method
-from seedmp.methods.registry import METHODS, make_method, method_from_plain, method_to_plain
+from seedmp.methods.registry import METHODS, make_method, method_from_plain, method_to_plain, name_of
+from seedmp.registry import Registry, import_folder
 
 
 class Schedule(enum.Enum):
@@ -22,11 +24,16 @@ class Schedule(enum.Enum):
     PARALLEL = "parallel"  # n replicas of the target, with a draft each
 
 
-class PolicyName(enum.Enum):
-    """What one target forward verifies."""
-
-    FCFS = "fcfs"  # one proposal, the paper
-    FCFS_BATCH = "fcfs-batch"  # the first-come prefix of the queue, up to a token budget
+# Who is served first; a class of your own is named module:Class.
+POLICIES: Registry[Any] = Registry(
+    "policy",
+    {
+        "fcfs": "seedmp.scheduler.policies:Fcfs",  # one proposal a forward, the paper
+        "fcfs-batch": "seedmp.scheduler.policies:FcfsBatch",  # the first of the queue, up to a token budget
+        "priority": "seedmp.scheduler.policies:Priority",  # the most urgent first
+        "fair": "seedmp.scheduler.policies:Fair",  # the user with the fewest tokens first
+    },
+)
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -55,7 +62,7 @@ class EngineConfig:
         k_config, growmap, nodes, max_depth, threshold, top_k, rule: settings of the method, described in its file
             in ``seedmp/methods/``. They become fields of ``method``.
         schedule: ``serial``, ``scheduled`` or ``parallel``.
-        policy: ``fcfs`` or ``fcfs-batch``.
+        policy: ``fcfs``, ``fcfs-batch``, ``priority`` or ``fair``, or ``module:Class`` of your own.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's on a GPU.
         placement: ``auto``, one device for all, or a Placement.
         kv_slots: tokens whose KV fits in the target's arena.
@@ -89,7 +96,7 @@ class EngineConfig:
     top_k: InitVar[int | None] = None
     rule: InitVar[str | None] = None
     schedule: Schedule = Schedule.SCHEDULED
-    policy: PolicyName = PolicyName.FCFS_BATCH
+    policy: str = "fcfs-batch"
     dtype: str = "auto"
     placement: str | Placement = "auto"
     kv_slots: int = 8192
@@ -114,8 +121,8 @@ class EngineConfig:
         top_k: int | None,
         rule: str | None,
     ) -> None:
-        for name, kind in {"schedule": Schedule, "policy": PolicyName}.items():
-            object.__setattr__(self, name, _member(kind, name, getattr(self, name)))
+        object.__setattr__(self, "schedule", _member(Schedule, "schedule", self.schedule))
+        POLICIES.load(self.policy)
         given = {
             "k_config": k_config, "growmap": growmap, "nodes": nodes, "max_depth": max_depth, "threshold": threshold,
             "top_k": top_k, "rule": rule,
@@ -168,12 +175,21 @@ class EngineConfig:
         return plain | {
             "method": method_to_plain(self.method),
             "schedule": self.schedule.value,
-            "policy": self.policy.value,
+            "import_folders": self.import_folders(),
         }
+
+    def import_folders(self) -> list[str]:
+        """Folders that parts of the user's own were imported from, so that workers find the same files."""
+        names = [name_of(self.method), self.method.draft_kind, self.method.rule, self.policy]
+        folders = [import_folder(name) for name in names if name is not None]
+        return list(dict.fromkeys(folder for folder in folders if folder is not None))
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> EngineConfig:
         """The inverse of ``to_plain``."""
+        plain = dict(plain)
+        # At the end: a file of the user's must not stand before a library's.
+        sys.path += [folder for folder in plain.pop("import_folders") if folder not in sys.path]
         placement = plain["placement"]
         if isinstance(placement, dict):
             placement = Placement(placement["target"], tuple(placement["drafts"]))

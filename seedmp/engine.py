@@ -823,11 +823,7 @@ class _EngineThread:
         text = ""
         if self.tokenizer is not None:
             text = cut_at_stop(str(self.tokenizer.decode(pending.token_ids, skip_special_tokens=True)), msg.stop)
-        cost = RequestMetrics(
-            msg.rounds, msg.drafted, msg.accepted, msg.queue_wait_ns / 1e9,
-            (msg.first_token_ns - pending.submitted_ns) / 1e9, (msg.finished_ns - pending.submitted_ns) / 1e9,
-            msg.target_prefill_tokens, msg.draft_prefill_tokens,
-        )  # fmt: skip
+        cost = RequestMetrics.of(msg.counters, pending.submitted_ns, msg.finished_ns)
         assert pending.params.seed is not None
         pending.handle.finish(
             RequestOutput(

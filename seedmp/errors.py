@@ -11,6 +11,10 @@ class ConfigError(SeedmpError, ValueError):
     """A setting is wrong; raised before any process starts."""
 
 
+class PolicyError(ConfigError):
+    """A policy is none, or decided something impossible; raised in the verifier, whose engine then ends."""
+
+
 class RequestError(SeedmpError):
     """One request failed; the engine is usable."""
 

@@ -1,13 +1,37 @@
-"""The only formulas of the figures that seedmp reports."""
+"""Counters of a request, and the only formulas of the figures that seedmp reports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from seedmp.trace import Span, intersection_ns, total_ns, union
 
 # Counters of static trees, by depth (from 1) and rank (from 0): the child's turn came; it was accepted.
 TRIED_CHILD, ACCEPTED_CHILD = "tried_child_{}_{}", "accepted_child_{}_{}"
+
+
+@dataclass
+class RequestCounters:
+    """What one request cost.
+
+    Args:
+        rounds: target passes.
+        drafted: draft tokens along the depth of the trees, summed over rounds.
+        accepted: draft tokens that were accepted.
+        queue_wait_ns: time its proposals waited for the target.
+        first_token_ns: CLOCK_MONOTONIC of the first committed token; 0 before.
+        target_prefill_tokens: prompt tokens computed for it by the target (not shared with others).
+        draft_prefill_tokens: the same by drafts.
+    """
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    queue_wait_ns: int = 0
+    first_token_ns: int = 0
+    target_prefill_tokens: int = 0
+    draft_prefill_tokens: int = 0
 
 
 def tokens_per_s(kept_tokens: int, wall_s: float) -> float:

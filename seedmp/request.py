@@ -37,6 +37,15 @@ class RequestMetrics:
     target_prefill_tokens: int
     draft_prefill_tokens: int
 
+    @classmethod
+    def of(cls, counters: metrics.RequestCounters, submitted_ns: int, finished_ns: int) -> RequestMetrics:
+        """From what the verifier counted; times are CLOCK_MONOTONIC."""
+        c = counters
+        return cls(
+            c.rounds, c.drafted, c.accepted, c.queue_wait_ns / 1e9, (c.first_token_ns - submitted_ns) / 1e9,
+            (finished_ns - submitted_ns) / 1e9, c.target_prefill_tokens, c.draft_prefill_tokens,
+        )  # fmt: skip
+
     @property
     def acceptance_rate(self) -> float:
         """Accepted ÷ drafted."""

@@ -149,12 +149,10 @@ class Build:
             constrainer = Constrainer(make_tokenizer, self.vocab_size)
         target = PackedModel(model, arena, self.vocab_size)
         self.draft.connect_target(target, arenas)
-        verifier = Verifier(
+        return Verifier(
             config, Scheduler(config, limits, decode), TargetRunner(target, constrainer, config.method.rule), folder,
-            group, epoch, supervisor, str(shared), exported.handles,
+            group, epoch, supervisor, str(shared), exported.handles, exported,
         )  # fmt: skip
-        verifier.owned = exported  # GPU memory that drafts map lives as long as this process
-        return verifier
 
     def _export(self, shared: SharedDraft, target_model: Any) -> _Exported:
         """Make the drafts' module and arenas on their GPU, and handles of their tensors."""

@@ -22,7 +22,10 @@ from seedmp.decoding.propose import (
     propose_children,
     propose_coupled,
 )
+from seedmp.draft_order import DraftOrder
+from seedmp.drafts.base import Drafter
 from seedmp.errors import ProtocolError
+from seedmp.ids import WorkerName
 from seedmp.ipc.arena import publish_barrier
 from seedmp.ipc.channel import DealerChannel
 from seedmp.ipc.endpoints import draft_endpoint
@@ -60,7 +63,7 @@ class _Way:
     layer_width: int  # of an adaptive tree, else 0
 
     @classmethod
-    def of(cls, task: DraftTask) -> _Way:
+    def of(cls, task: DraftOrder) -> _Way:
         if task.adaptive is not None:
             confidence = confidence_temperature(task.draft_temperature)
             return cls(ProposalKind.DETERMINISTIC, confidence, False, task.adaptive.layer_width)
@@ -70,7 +73,7 @@ class _Way:
 class _Growing:
     """One task while its tree grows: the builder decides about nodes, this knows slots, noise and laws."""
 
-    def __init__(self, task: DraftTask, num_columns: int) -> None:
+    def __init__(self, task: DraftOrder, num_columns: int) -> None:
         self.task = task
         self.way = _Way.of(task)
         self.noise = Noise(task.seed, task.stream)
@@ -152,7 +155,7 @@ class TreeDrafter:
         self.clock_ns = clock_ns
         self.forward_before_ns = 0
 
-    def draft(self, tasks: list[DraftTask], on_context: Callable[[DraftTask], None]) -> list[Proposal]:
+    def draft(self, tasks: list[DraftOrder], on_context: Callable[[DraftOrder], None]) -> list[Proposal]:
         """One proposal for each task, in order.
 
         ``on_context`` is called for tasks with ``announce`` once their pending tokens are in the arena.
@@ -296,15 +299,17 @@ class DraftServer:
     Runs in: draft process, main thread.
     """
 
-    def __init__(self, folder: Path, group: int, verifier_epoch: int, worker_id: int, epoch: int, layout: str) -> None:
+    def __init__(self, folder: Path, name: WorkerName, epoch: int, verifier_epoch: int, layout: str) -> None:
+        assert name.draft is not None, f"{name} is no draft"
+        worker_id = name.draft
         self.context = zmq.Context()
         self.channel = DealerChannel(
-            self.context, draft_endpoint(folder, group, verifier_epoch), f"draft-{worker_id}-{epoch}".encode()
+            self.context, draft_endpoint(folder, name.group, verifier_epoch), f"draft-{worker_id}-{epoch}".encode()
         )
         self.worker_id = worker_id
         self.epoch = epoch
         self.early: list[Any] = []  # what came with the welcome
-        self.ring = SpanRing(ring_path(folder, f"draft-{group}.{worker_id}-{epoch}"))
+        self.ring = SpanRing(ring_path(folder, f"{name}-{epoch}"))
         self.channel.send(DraftHello(worker_id, epoch, PROTOCOL_VERSION, layout))
 
     def welcome(self, timeout_s: float, beat: Callable[[], None]) -> DraftWelcome:
@@ -324,7 +329,7 @@ class DraftServer:
                     raise ProtocolError(f"expected a welcome, got {type(msg).__name__}")
         raise ProtocolError(f"no welcome from the verifier within {timeout_s:.0f} s")
 
-    def serve(self, drafter: TreeDrafter, beat: Callable[[], None]) -> None:
+    def serve(self, drafter: Drafter, beat: Callable[[], None]) -> None:
         """Draft until Shutdown comes."""
         while True:
             beat()
@@ -340,7 +345,7 @@ class DraftServer:
                     self.close()
                     return
                 if isinstance(msg, DraftTask):
-                    tasks.append(msg)
+                    tasks.append(msg.order)
             if not tasks:
                 continue
             self.ring.enter(Activity.DRAFT, tasks[0].branch_id if len(tasks) == 1 else -1, len(tasks))
@@ -349,7 +354,7 @@ class DraftServer:
             for proposal in proposals:
                 self.channel.send(proposal)
 
-    def _announce(self, task: DraftTask) -> None:
+    def _announce(self, task: DraftOrder) -> None:
         self.channel.send(ContextReady(task.branch_id, task.round, task.epoch))
 
     def close(self) -> None:

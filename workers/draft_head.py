@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from seedmp.decoding.propose import likeliest
-from seedmp.ipc.messages import DraftTask, Proposal
+from seedmp.draft_order import DraftOrder
+from seedmp.ipc.messages import Proposal
 from seedmp.models.eagle import PackedHead
 from seedmp.token_tree.opt_tree import NOT_DRAFTED
 from seedmp.workers.draft import TreeDrafter, _Growing, _Way
@@ -38,7 +39,7 @@ class HeadDrafter(TreeDrafter):
         self.features = features
         self.own: dict[int, torch.Tensor] = {}  # by task: the head's features of its root and drafted nodes
 
-    def draft(self, tasks: list[DraftTask], on_context: Callable[[DraftTask], None]) -> list[Proposal]:
+    def draft(self, tasks: list[DraftOrder], on_context: Callable[[DraftOrder], None]) -> list[Proposal]:
         """As ``TreeDrafter.draft``."""
         self.own = {}
         return super().draft(tasks, on_context)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from seedmp.ids import WorkerName
 from seedmp.ipc.channel import send_on_pipe
 from seedmp.ipc.messages import WorkerFailed, WorkerReady
 
@@ -32,12 +33,12 @@ class WorkerSpec:
     """Who a worker is.
 
     Args:
-        name: ``verifier-GROUP`` or ``draft-GROUP.ID``.
+        name: the worker.
         epoch: incarnation, counted from 0.
         beat_index: its place on the heartbeat board.
     """
 
-    name: str
+    name: WorkerName
     epoch: int
     beat_index: int
 
@@ -95,7 +96,7 @@ def run_worker(
     watch_lifeline(lifeline_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    log_file = open(log_path(folder, spec.name), "a", buffering=1)  # noqa: SIM115
+    log_file = open(log_path(folder, str(spec.name)), "a", buffering=1)  # noqa: SIM115
     os.dup2(log_file.fileno(), 1)
     os.dup2(log_file.fileno(), 2)
     faulthandler.enable(log_file)
@@ -108,7 +109,7 @@ def run_worker(
 
     def ready() -> None:
         beat()
-        send_on_pipe(supervisor, WorkerReady(spec.name, spec.epoch, os.getpid()))
+        send_on_pipe(supervisor, WorkerReady(str(spec.name), spec.epoch, os.getpid()))
 
     gc.freeze()  # what was inherited is never garbage; looking at it would copy its pages
     beat()
@@ -117,7 +118,7 @@ def run_worker(
     except BaseException as error:
         text = traceback.format_exc()
         print(text, file=log_file)
-        failed = WorkerFailed(spec.name, spec.epoch, type(error).__name__, str(error), text[-MAX_TRACEBACK_CHARS:])
+        failed = WorkerFailed(str(spec.name), spec.epoch, type(error).__name__, str(error), text[-MAX_TRACEBACK_CHARS:])
         send_on_pipe(supervisor, failed)
         os._exit(1)
     os._exit(0)

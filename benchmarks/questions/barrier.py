@@ -22,7 +22,6 @@ from rich.progress import track
 from rich.table import Table
 
 from seedmp import metrics
-from seedmp.config import PolicyName
 from seedmp.engine import Engine
 from seedmp.errors import SeedmpError
 from seedmp.measuring.node import describe_node
@@ -30,7 +29,7 @@ from seedmp.search import BFS, Sample, TreeOfThoughts
 from seedmp.tasks.registry import get_task
 
 ROWS = {"no-barrier": False, "barrier": True}
-POLICIES = tuple(policy.value for policy in PolicyName)
+POLICIES = ("fcfs", "fcfs-batch")
 
 
 def measure(

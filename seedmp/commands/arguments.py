@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from seedmp.config import DTYPES, PolicyName, Schedule
+from seedmp.config import DTYPES, POLICIES, Schedule
 from seedmp.errors import ConfigError
 from seedmp.methods.registry import METHODS
 
@@ -19,7 +19,8 @@ def add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: in
     parser.add_argument(
         "--draft", metavar="MODEL", help="folder or hub id of a model with the same vocabulary; eagle: of a head"
     )
-    parser.add_argument("--method", choices=METHODS.names(), default="mcsd")
+    methods = f"{', '.join(METHODS.names())}, or module:Class of your own (default %(default)s)"
+    parser.add_argument("--method", metavar="NAME", default="mcsd", help=methods)
     parser.add_argument(
         "--k-config", default=k_config, metavar="K,K,..", help="children, by level (default %(default)s)"
     )
@@ -34,7 +35,8 @@ def add_engine(parser: argparse.ArgumentParser, *, k_config: str, num_drafts: in
         "--num-drafts", type=int, default=num_drafts, metavar="N", help="draft processes (default %(default)s)"
     )
     parser.add_argument("--schedule", choices=[s.value for s in Schedule], default="scheduled")
-    parser.add_argument("--policy", choices=[p.value for p in PolicyName], default="fcfs-batch")
+    policies = f"{', '.join(POLICIES.names())}, or module:Class of your own (default %(default)s)"
+    parser.add_argument("--policy", metavar="NAME", default="fcfs-batch", help=policies)
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
 
 

@@ -124,7 +124,7 @@ def plan_of(config: EngineConfig) -> dict[str, Any]:
         "target on": placement.target,
         "drafts": f"{config.num_drafts} on {placement.drafts[0]}",
         "method": str(config.method),
-        "schedule": f"{config.schedule.value}, {config.policy.value}",
+        "schedule": f"{config.schedule.value}, {config.policy}",
     }
     if placement.target == "cpu":
         plan["CPU threads"] = f"target {target_threads}, each draft {draft_threads}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seedmp.commands.arguments import read_list
-from seedmp.config import EngineConfig, PolicyName, Schedule
+from seedmp.config import POLICIES, EngineConfig, Schedule
 from seedmp.errors import ConfigError
 from seedmp.methods.registry import METHODS
 from seedmp.simulation.costs import EXAMPLE, Costs, load_costs
@@ -80,10 +80,12 @@ def run(args: argparse.Namespace) -> int:
     numbers = [read_list(f"--{n}", getattr(args, n), int) for n in ("budget", "branches", "verifiers", "drafts")]
     settings = [
         Setting(policy, k_config, *sizes)
-        for policy in read_list("--policy", args.policy, lambda text: PolicyName(text).value)
+        for policy in read_list("--policy", args.policy, str)
         for k_config in [tuple(read_list("--k-config", text, int)) for text in args.k_config]
         for sizes in itertools.product(*numbers)
     ]
+    for setting in settings:
+        POLICIES.load(setting.policy)
     if len(settings) > MAX_SETTINGS:
         raise ConfigError(f"{len(settings)} settings: at most {MAX_SETTINGS} in one run")
     if args.json is not None:

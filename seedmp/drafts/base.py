@@ -18,8 +18,9 @@ from seedmp.models.load import ModelSpec, check_vocabularies
 if TYPE_CHECKING:
     import torch
 
+    from seedmp.draft_order import DraftOrder
     from seedmp.ipc.arena import Layout
-    from seedmp.ipc.messages import DraftTask, Proposal
+    from seedmp.ipc.messages import Proposal
     from seedmp.models.packed import PackedModel
 
 KV, FEATURES = "kv", "features"  # names of arenas
@@ -28,7 +29,7 @@ KV, FEATURES = "kv", "features"  # names of arenas
 class Drafter(Protocol):
     """Answers draft tasks, in a draft process."""
 
-    def draft(self, tasks: list[DraftTask], on_context: Callable[[DraftTask], None]) -> list[Proposal]:
+    def draft(self, tasks: list[DraftOrder], on_context: Callable[[DraftOrder], None]) -> list[Proposal]:
         """One proposal for each task, in order.
 
         Args:
@@ -111,7 +112,7 @@ class DraftKind(ABC):
 
     # --- in the verifier ---
 
-    def connect_target(self, target: PackedModel, arenas: Mapping[str, torch.Tensor]) -> None:
+    def connect_target(self, target: PackedModel, arenas: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
         """Let the target keep what drafts need of its forwards; by default nothing.
 
         Args:

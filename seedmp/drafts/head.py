@@ -18,6 +18,7 @@ from seedmp.models.load import ModelSpec
 from seedmp.models.packed import PackedModel
 from seedmp.workers.draft_head import HeadDrafter
 
+
 class HeadDraft(DraftKind):
     """A head of EAGLE-1, -2 or -3 that was trained for the target.
 

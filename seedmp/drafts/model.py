@@ -31,9 +31,7 @@ class ModelDraft(DraftKind):
     @classmethod
     def default_for(cls, target: str | None) -> str:
         if target is not None:
-            raise ConfigError(
-                f"no draft for target {target!r}: name a draft model, or use method='ar' or 'ngram'"
-            )
+            raise ConfigError(f"no draft for target {target!r}: name a draft model, or use method='ar' or 'ngram'")
         return str(pair.DRAFT)
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seedmp import metrics
-from seedmp.config import PolicyName, Schedule
+from seedmp.config import Schedule
 from seedmp.profiling.sampler import ProcessRecord
 from seedmp.trace import Activity, Span
 
@@ -115,7 +115,7 @@ def _bound(data: ProfileData, busy: Busy) -> Finding:
     has_drafts = bool(data.of_kind("draft"))
     if busy.verifier >= BOUND:
         advice = "more drafts will not help; "
-        if has_drafts and data.config.policy is PolicyName.FCFS:
+        if has_drafts and data.config.policy == "fcfs":
             advice += "policy='fcfs-batch' verifies several proposals in one forward"
         elif data.config.method.has_drafts:
             advice += "larger token trees raise what a forward commits (`seedmp growmap`), a smaller dtype its price"
@@ -144,7 +144,7 @@ def _queue(data: ProfileData, busy: Busy) -> Finding | None:
         f"{busy.branches_per_forward:.1f} served at once"
     )
     numbers = {"mean_wait_ms": busy.mean_wait_ms, "mean_forward_ms": busy.mean_forward_ms}
-    if data.config.policy is PolicyName.FCFS:
+    if data.config.policy == "fcfs":
         advice = "policy='fcfs-batch' serves the whole queue at once"
     else:
         advice = "a larger max_forward_tokens if forwards are full, else a second verifier (schedule='parallel')"

@@ -88,7 +88,7 @@ class _Picture:
         self._legend(bottom + 44)
         config = self.data.config
         title = (
-            f"{config.schedule.value}, {config.policy.value}, {config.method.name}, {config.num_drafts} drafts: "
+            f"{config.schedule.value}, {config.policy}, {config.method.name}, {config.num_drafts} drafts: "
             f"{self._ms(self.window[1] - self.window[0])} of {self.data.wall_s:.1f} s"
         )
         head = [

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from seedmp.draft_order import DraftOrder
+from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
-from seedmp.token_tree.opt_tree import AdaptiveShape
-from seedmp.token_tree.tree import ProposalKind, TokenTree
+from seedmp.token_tree.tree import TokenTree
 
 
 @dataclass(frozen=True)
 class SendDraftTask:
-    """Lend slots to a worker and let it grow one proposal; fields as in DraftTask."""
+    """Hand a task to the worker that it names; answered by ProposalArrived."""
 
-    worker_id: int
-    branch_id: int
-    round: int
-    seed: int
-    stream: int
-    children: tuple[int, ...]
-    kind: ProposalKind
-    draft_temperature: float
-    announce: bool
-    context_slots: tuple[int, ...]
-    pending_ids: tuple[int, ...]
-    slots: tuple[int, ...]
-    adaptive: AdaptiveShape | None = None
-    shared_noise: bool = False
-    feature_slots: tuple[int, ...] = ()
+    draft: DraftOrder
 
 
 @dataclass(frozen=True)
@@ -77,19 +64,6 @@ class CommitTokens:
     token_ids: tuple[int, ...]
 
 
-@dataclass
-class BranchCounters:
-    """What one branch cost."""
-
-    rounds: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    queue_wait_ns: int = 0
-    first_token_ns: int = 0
-    target_prefill_tokens: int = 0
-    draft_prefill_tokens: int = 0
-
-
 @dataclass(frozen=True)
 class FinishBranch:
     """The request is complete."""
@@ -97,7 +71,7 @@ class FinishBranch:
     branch_id: int
     reason: str
     stop: str = ""
-    counters: BranchCounters = field(default_factory=BranchCounters)
+    counters: RequestCounters = field(default_factory=RequestCounters)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ class BranchSubmitted:
     params: SamplingParams
     prompt_keeper: Hashable | None = None
     keeper: Hashable | None = None
+    priority: int = 0
+    user: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ target runs a long prompt in chunks while the branch is DRAFTABLE or DRAFTING.
 from __future__ import annotations
 
 import enum
-import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 from seedmp import metrics
 from seedmp.config import EngineConfig, Schedule
+from seedmp.draft_order import DraftOrder, slot_array
 from seedmp.errors import InvalidTransitionError, InvariantError, OutOfSlotsError
 from seedmp.kv.slot_tree import NO_SLOT, SlotTree
+from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.actions import (
     Action,
-    BranchCounters,
     CommitTokens,
     FailBranch,
     FinishBranch,
@@ -31,6 +31,7 @@ from seedmp.scheduler.actions import (
     SendDraftTask,
     WakeAt,
 )
+from seedmp.scheduler.checked_policy import make_policy
 from seedmp.scheduler.events import (
     BranchCancelled,
     BranchSubmitted,
@@ -44,8 +45,8 @@ from seedmp.scheduler.events import (
     WorkerJoined,
     WorkerLost,
 )
-from seedmp.scheduler.policies import POLICIES, Outlook, QueueItem
-from seedmp.scheduler.queue import FirstComeQueue
+from seedmp.scheduler.policies import Outlook, QueueItem, Ticket
+from seedmp.scheduler.queue import FirstComeQueue, QueueView
 from seedmp.stopping import Decode, Stop, find_stop
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.opt_tree import AdaptiveShape
@@ -86,12 +87,12 @@ class Branch:
     """
 
     branch_id: int
+    ticket: Ticket
     stream: int
     params: SamplingParams
     tokens: list[int]
     prompt_len: int
     max_new: int
-    submitted_ns: int
     state: BranchState = BranchState.WAITING
     round: int = 0
     target_path: list[int] = field(default_factory=list)
@@ -105,7 +106,7 @@ class Branch:
     score: bool = False
     prompt_keeper: Hashable | None = None
     keeper: Hashable | None = None
-    counters: BranchCounters = field(default_factory=BranchCounters)
+    counters: RequestCounters = field(default_factory=RequestCounters)
 
 
 @dataclass
@@ -152,7 +153,7 @@ class Scheduler:
         self.config = config
         self.limits = limits
         self.decode = decode
-        self.policy = POLICIES[config.policy]()
+        self.policy = make_policy(config.policy)
         self.branches: dict[int, Branch] = {}
         self.workers: dict[int, int] = {}  # worker_id -> epoch
         self.leases: dict[tuple[int, int], DraftLease] = {}  # by (branch_id, round)
@@ -215,8 +216,8 @@ class Scheduler:
         tokens = [*event.prompt_ids, *event.committed_ids]
         room = self.limits.max_model_len - len(event.prompt_ids)
         branch = Branch(
-            event.branch_id, event.stream, event.params, tokens, len(event.prompt_ids),
-            min(event.params.max_tokens, room), now_ns,
+            event.branch_id, Ticket(event.branch_id, now_ns, event.priority, event.user), event.stream, event.params,
+            tokens, len(event.prompt_ids), min(event.params.max_tokens, room),
             prompt_keeper=event.prompt_keeper, keeper=event.keeper,
         )  # fmt: skip
         problem = self._why_never(branch, self.config.method.max_tree_nodes)
@@ -237,8 +238,8 @@ class Scheduler:
 
     def _on_score_requested(self, event: ScoreRequested, now_ns: int) -> list[Action]:
         branch = Branch(
-            event.branch_id, 0, SamplingParams(), list(event.prompt_ids), len(event.prompt_ids),
-            max(event.tree.depths, default=0), now_ns, score=True, tree=event.tree,
+            event.branch_id, Ticket(event.branch_id, now_ns), 0, SamplingParams(), list(event.prompt_ids),
+            len(event.prompt_ids), max(event.tree.depths, default=0), score=True, tree=event.tree,
             prompt_keeper=event.prompt_keeper,
         )  # fmt: skip
         problem = self._why_never(branch, len(event.tree))
@@ -381,6 +382,7 @@ class Scheduler:
         if end is not None and (end < stop.num_kept or (end == stop.num_kept and stop.reason != "stop")):
             stop = Stop(end, "stop")  # the constrained text is complete
         new_ids = new_ids[: stop.num_kept]
+        self.policy.served(branch.ticket, len(new_ids))
         self._count_round(branch, segment, min(len(outcome.accepted), stop.num_kept), len(new_ids), now_ns)
         if self.config.method.static_tree is not None:
             self._count_children(segment.tree, outcome.accepted)
@@ -501,6 +503,7 @@ class Scheduler:
         self._drop_path(self.draft_slots, branch.draft_path)
         if self.lookup is not None and not branch.score:
             self.lookup.end(branch.branch_id, branch.tokens)
+        self.policy.ended(branch.ticket)
         del self.branches[branch.branch_id]
         self._in_state[branch.state].remove(branch.branch_id)
         self._queue.remove(branch.branch_id)
@@ -509,19 +512,22 @@ class Scheduler:
     # --- drafting -------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        serial = self.config.schedule is Schedule.SERIAL
         waiting = self._in_state[BranchState.WAITING]
-        for branch_id in sorted(waiting):
-            if serial and len(waiting) < len(self.branches):
-                return
+        num_active = len(self.branches) - len(waiting)
+        is_serial = self.config.schedule is Schedule.SERIAL
+        if not waiting or (is_serial and num_active):
+            return
+        admitted = self.policy.admit([self.branches[branch_id].ticket for branch_id in sorted(waiting)], num_active)
+        for branch_id in admitted[: 1 if is_serial else None]:
             branch = self.branches[branch_id]
-            branch.ready_ns = branch.submitted_ns
+            branch.ready_ns = branch.ticket.submitted_ns
             self._move(branch, BranchState.PROPOSED if branch.score else BranchState.DRAFTABLE)
 
     def _send_draft_tasks(self, now_ns: int) -> list[Action]:
         actions: list[Action] = []
-        for branch_id in sorted(self._in_state[BranchState.DRAFTABLE]):
-            branch = self.branches[branch_id]
+        draftable = [self.branches[branch_id].ticket for branch_id in sorted(self._in_state[BranchState.DRAFTABLE])]
+        for ticket in self.policy.draft_order(draftable):
+            branch = self.branches[ticket.branch_id]
             room = self._room_of(branch)
             if not self.config.drafts_per_group or room < 1 or (self._by_features and len(branch.tokens) < 2):
                 self._propose_without_draft(branch, room, now_ns)
@@ -547,14 +553,13 @@ class Scheduler:
             return False
         return not any(path[-1] in segment.chain_slots for segment in self.forward or ())  # still in flight
 
-    def _feature_slots(self, branch: Branch) -> tuple[int, ...]:
+    def _feature_slots(self, branch: Branch) -> list[int]:
         """Target slots of the pending tokens' predecessors; the first token of a text has none.
 
         The branch holds them, and ``_preempt`` leaves it alone, until the worker has answered.
         """
-        return tuple(
-            branch.target_path[idx - 1] if idx else NO_SLOT for idx in range(len(branch.draft_path), len(branch.tokens))
-        )
+        first, end = len(branch.draft_path), len(branch.tokens)
+        return [branch.target_path[idx - 1] if idx else NO_SLOT for idx in range(first, end)]
 
     def _room_of(self, branch: Branch) -> int:
         """The depth of a tree that can still be of use: not beyond ``max_tokens`` or the models' positions."""
@@ -588,8 +593,7 @@ class Scheduler:
             slots = self._lease_draft(branch, len(pending) + num_tree)
         except OutOfSlotsError:
             return None
-        num_workers = len(self.workers)
-        worker_id = min(self.workers, key=lambda w: (self._loads[w], (w - branch.branch_id) % num_workers))
+        worker_id = self.policy.worker(branch.ticket, {worker: self._loads[worker] for worker in self.workers})
         self._loads[worker_id] += 1
         num_prefill = max(0, branch.prompt_len - 1 - len(branch.draft_path))
         self.counters["draft_prefill_tokens"] += num_prefill
@@ -605,13 +609,14 @@ class Scheduler:
         self._move(branch, BranchState.DRAFTING)
         drawing = self.config.method.drawing(branch.params)
         assert branch.params.seed is not None
-        return SendDraftTask(
-            worker_id, branch.branch_id, branch.round, branch.params.seed, branch.stream,
+        draft = DraftOrder(
+            worker_id, branch.branch_id, branch.round, self.workers[worker_id], branch.params.seed, branch.stream,
             static.num_children if static is not None else (),
             drawing.kind, drawing.temperature, announce,
-            tuple(branch.draft_path), pending, tuple(slots), adaptive, drawing.shared_noise,
-            self._feature_slots(branch) if self._by_features else (),
+            slot_array(branch.draft_path), pending, slot_array(slots), adaptive, drawing.shared_noise,
+            slot_array(self._feature_slots(branch) if self._by_features else []),
         )  # fmt: skip
+        return SendDraftTask(draft)
 
     def _lease_draft(self, branch: Branch, num: int) -> list[int]:
         try:
@@ -647,30 +652,26 @@ class Scheduler:
 
     # --- the target -----------------------------------------------------------------------------
 
-    def queue(self, max_rows: float = math.inf, without: Collection[int] = ()) -> list[QueueItem]:
-        """Branches with work for the target, first come first.
-
-        It may end behind the first item that does not fit into ``max_rows`` together with those before it.
-        """
-        items: list[QueueItem] = []
-        num_rows = 0
-        for item in self._queue:
-            if item.branch_id not in without:
-                items.append(item)
-                num_rows += item.num_rows
-                if len(items) > 1 and num_rows > max_rows:
-                    break
-        return items
+    @property
+    def queue(self) -> QueueView:
+        """Branches with work for the target, first come first."""
+        return QueueView(self._queue)
 
     def _queue_item(self, branch: Branch) -> QueueItem | None:
         """What a branch wants of the target, if anything."""
         num_uncached = len(branch.tokens) - len(branch.target_path)
         if branch.state is BranchState.PROPOSED:
-            return QueueItem(branch.branch_id, branch.ready_ns, num_uncached + len(branch.tree), True)
+            return self._item_of(branch.ticket, branch.ready_ns, num_uncached + len(branch.tree), True)
         if branch.state in (BranchState.DRAFTABLE, BranchState.DRAFTING) and num_uncached > 1:
-            since_ns = max(branch.submitted_ns, branch.preempted_ns)
-            return QueueItem(branch.branch_id, since_ns, num_uncached - 1, False)
+            since_ns = max(branch.ticket.submitted_ns, branch.preempted_ns)
+            return self._item_of(branch.ticket, since_ns, num_uncached - 1, False)
         return None
+
+    @staticmethod
+    def _item_of(ticket: Ticket, ready_ns: int, num_rows: int, is_proposal: bool) -> QueueItem:
+        return QueueItem(
+            ticket.branch_id, ready_ns, num_rows, is_proposal, ticket.submitted_ns, ticket.priority, ticket.user
+        )
 
     def _requeue(self, branch: Branch) -> None:
         """Give a branch its place in the queue; needed after each change of its state or its target path."""
@@ -685,7 +686,7 @@ class Scheduler:
             return []
         max_rows = self.config.max_forward_tokens
         preempted: set[int] = set()
-        while queue := self.queue(max_rows, preempted):
+        while queue := QueueView(self._queue, preempted):
             expected = (
                 lease.sent_ns + int(self._draft_ns)
                 for lease in self.leases.values()
@@ -694,30 +695,30 @@ class Scheduler:
                 and len(lease.pending_ids) <= MIN_SHARED_TOKENS
             )
             outlook = Outlook(now_ns, max_rows, expected, min(self._forward_ns, default=0), self._free_ns)
-            selection = self.policy.select(queue, outlook)
-            if not selection.num_items:
+            selection = self.policy.select(queue, outlook, is_woken=bool(self.leases))
+            if not selection.branch_ids:
                 return [] if selection.hold_until_ns is None else [WakeAt(selection.hold_until_ns)]
-            segments, out_of_slots = self._plan(queue[: selection.num_items], now_ns)
+            segments, out_of_slots = self._plan(selection.branch_ids, now_ns)
             if segments:
                 self.forward = tuple(segments)
                 return [RunForward(self.forward)]
             if out_of_slots:
-                victim = self._preempt(queue[0].branch_id, now_ns)
+                victim = self._preempt(selection.branch_ids[0], now_ns)
                 if victim is None:
                     return []
                 preempted.add(victim)  # or it would take its slots again before they are used
             # else sharing has left the items without work
         return []
 
-    def _plan(self, items: list[QueueItem], now_ns: int) -> tuple[list[Segment], bool]:
-        """Segments for the items, in order, and whether slots ran out before all had theirs."""
+    def _plan(self, branch_ids: Iterable[int], now_ns: int) -> tuple[list[Segment], bool]:
+        """Segments for branches, in order, and whether slots ran out before all had theirs."""
         budget = self.config.max_forward_tokens
         segments: list[Segment] = []
-        for item in items:
+        for branch_id in branch_ids:
             if budget <= 0 and segments:
                 break
             try:
-                segment = self._plan_branch(self.branches[item.branch_id], budget, now_ns)
+                segment = self._plan_branch(self.branches[branch_id], budget, now_ns)
             except OutOfSlotsError:
                 return segments, True
             if segment is not None:
@@ -755,12 +756,15 @@ class Scheduler:
         )  # fmt: skip
 
     def _preempt(self, keep: int, now_ns: int) -> int | None:
-        """Free the target's slots of the youngest branch that has any, except ``keep``."""
+        """Free the target's slots of a branch that the policy chooses, never of ``keep``."""
         in_use = {BranchState.VERIFYING, *([BranchState.DRAFTING] if self._by_features else [])}
-        others = [b for b in self.branches.values() if b.branch_id != keep and b.target_path and b.state not in in_use]
-        if not others:
+        candidates = [
+            b.ticket for b in self.branches.values()
+            if b.branch_id != keep and b.target_path and b.state not in in_use
+        ]  # fmt: skip
+        if not candidates:
             return None
-        victim = max(others, key=lambda b: b.submitted_ns)
+        victim = self.branches[self.policy.victim(candidates)]
         self._drop_path(self.target_slots, victim.target_path)
         self.counters["preempted"] += 1
         victim.preempted_ns = now_ns  # behind those that wait, or two could preempt each other for ever
@@ -771,6 +775,7 @@ class Scheduler:
 
     def _add(self, branch: Branch) -> None:
         self.branches[branch.branch_id] = branch
+        self.policy.submitted(branch.ticket)
         self._in_state[branch.state].add(branch.branch_id)
 
     def _move(self, branch: Branch, state: BranchState) -> None:
@@ -818,7 +823,7 @@ class Scheduler:
         }  # fmt: skip
         for name, kept, found in (
             ("branches by state", self._in_state, in_state),
-            ("queue", self.queue(), sorted(items, key=lambda item: (item.ready_ns, item.branch_id))),
+            ("queue", list(self._queue), sorted(items, key=lambda item: (item.ready_ns, item.branch_id))),
             ("contexts that are computed", self._computing, computing),
             ("loads", self._loads, Counter(lease.worker_id for lease in leases)),
             ("order of submission", list(self.branches), sorted(self.branches)),

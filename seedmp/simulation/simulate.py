@@ -1,6 +1,6 @@
 """The scheduler's own code under a virtual clock: what a setting would reach, without models or processes.
 
-Each verifier is what ``workers/target.py`` is: it takes in what has arrived, lets its ``Scheduler`` decide, sends
+Each verifier is what ``workers/verifier.py`` is: it takes in what has arrived, lets its ``Scheduler`` decide, sends
 draft tasks, runs one forward, commits. Drafts serve all tasks that they find, together. Times come from ``Costs``,
 what is accepted from its law, by noise addressed by (seed, branch, position): settings are compared on the same luck.
 Processes that share cores or a GPU slow each other down: all go on at capacity ÷ demand.
@@ -9,15 +9,16 @@ Processes that share cores or a GPU slow each other down: all go on at capacity 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from seedmp import metrics
 from seedmp.config import EngineConfig
+from seedmp.draft_order import DraftOrder
 from seedmp.errors import ConfigError, InternalError
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
+from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.simulation.costs import Costs
 from seedmp.simulation.virtual_clock import Resource, VirtualClock
@@ -164,11 +165,11 @@ class _Draft:
     def __init__(self, worker_id: int, group: _Group) -> None:
         self.worker_id, self.group = worker_id, group
         self.clock, self.costs = group.clock, group.costs
-        self.tasks: list[actions.SendDraftTask] = []
+        self.tasks: list[DraftOrder] = []
         self.is_busy = False
         self.busy_ms = 0.0
 
-    def receive(self, task: actions.SendDraftTask) -> None:
+    def receive(self, task: DraftOrder) -> None:
         self.tasks.append(task)
         if not self.is_busy:
             self._begin()
@@ -284,40 +285,19 @@ class _Group:
             return
         received, self.inbox = self.inbox, []
         for event in received:
-            self._perform(self.scheduler.handle(event, self.clock.now_ns))
+            perform(self.scheduler.handle(event, self.clock.now_ns), self)
         self.wake_ms = float("inf")
-        self._perform(self.scheduler.decide(self.clock.now_ns))
+        perform(self.scheduler.decide(self.clock.now_ns), self)
 
-    def _plan_wake(self, at_ms: float) -> None:
-        self.wake_ms = at_ms
+    # --- the scheduler's host ---
 
-        def wake() -> None:
-            if at_ms == self.wake_ms:  # else something else woke it
-                self.turn()
+    def send_draft_task(self, order: actions.SendDraftTask) -> None:
+        draft = self.drafts[order.draft.worker_id]
+        self.clock.at(self.clock.now_ms + self.costs.message_ms, lambda: draft.receive(order.draft))
 
-        self.clock.at(at_ms, wake)
-
-    def _perform(self, orders: Iterable[actions.Action]) -> None:
-        for order in orders:
-            match order:
-                case actions.SendDraftTask():
-                    self._send(order)
-                case actions.RunForward():
-                    self._forward(order.segments)
-                case actions.WakeAt():
-                    self._plan_wake(max(order.at_ns / 1e6, self.clock.now_ms + 1e-3))
-                case actions.FinishBranch():
-                    self.done_ms = self.clock.now_ms
-                case actions.FailBranch():
-                    raise ConfigError(f"a simulated request is refused: {order.text}")
-
-    def _send(self, task: actions.SendDraftTask) -> None:
-        draft = self.drafts[task.worker_id]
-        self.clock.at(self.clock.now_ms + self.costs.message_ms, lambda: draft.receive(task))
-
-    def _forward(self, segments: tuple[actions.Segment, ...]) -> None:
+    def run_forward(self, order: actions.RunForward) -> None:
         self.is_busy, start_ms = True, self.clock.now_ms
-        costs = self.costs
+        costs, segments = self.costs, order.segments
         num_rows = sum(len(s.chain_ids) + len(s.tree) for s in segments)
         verified = [s for s in segments if s.verify]
         cost_ms = costs.target.at(num_rows)
@@ -329,17 +309,34 @@ class _Group:
             elapsed_ms = self.clock.now_ms - start_ms
             self.forward_ms += elapsed_ms
             # One thread of the verifier's does the rest; it is short, and is not stretched by others.
-            self.clock.at(self.clock.now_ms + overhead_ms, lambda: finished(elapsed_ms))
+            self.clock.at(self.clock.now_ms + overhead_ms, lambda: decided(elapsed_ms))
 
-        def finished(elapsed_ms: float) -> None:
+        def decided(elapsed_ms: float) -> None:
             outcomes = tuple(self._verdict(s) for s in verified)
             self.is_busy = False
-            self._perform(
-                self.scheduler.handle(events.ForwardFinished(int(elapsed_ms * 1e6), outcomes), self.clock.now_ns)
-            )
+            finished = events.ForwardFinished(int(elapsed_ms * 1e6), outcomes)
+            perform(self.scheduler.handle(finished, self.clock.now_ns), self)
             self.turn()
 
         self.clock.work(self.target_on, self.target_threads, cost_ms, computed)
+
+    def commit_tokens(self, order: actions.CommitTokens) -> None:
+        """Nobody reads them."""
+
+    def finish_branch(self, order: actions.FinishBranch) -> None:
+        self.done_ms = self.clock.now_ms
+
+    def fail_branch(self, order: actions.FailBranch) -> None:
+        raise ConfigError(f"a simulated request is refused: {order.text}")
+
+    def wake_at(self, order: actions.WakeAt) -> None:
+        at_ms = self.wake_ms = max(order.at_ns / 1e6, self.clock.now_ms + 1e-3)
+
+        def wake() -> None:
+            if at_ms == self.wake_ms:  # else something else woke it
+                self.turn()
+
+        self.clock.at(at_ms, wake)
 
     # --- acceptance ---
 

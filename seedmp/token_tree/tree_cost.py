@@ -20,7 +20,7 @@ TimeOf = Callable[[int], float]
 
 
 class RoundPolicy(enum.Enum):
-    """Who waits for whom; the names are those of ``config.Schedule`` and ``config.PolicyName``."""
+    """Who waits for whom; the names are those of ``config.Schedule`` and ``config.POLICIES``."""
 
     SERIAL = "serial"
     FCFS = "fcfs"

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from seedmp.config import EngineConfig, resolve_placement
+from seedmp.draft_order import DraftOrder
 from seedmp.errors import ConfigError
 from seedmp.ipc.arena import allocate_on, layout_for
-from seedmp.ipc.messages import DraftTask
 from seedmp.methods.base import MODEL
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model
 from seedmp.models.packed import PackedModel, max_positions
@@ -29,8 +29,8 @@ from seedmp.simulation.costs import Costs, Curve
 from seedmp.system import usable_cores
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
+from seedmp.workers.build import resolve_dtypes
 from seedmp.workers.draft import TreeDrafter
-from seedmp.workers.supervisor import resolve_dtypes
 from seedmp.workers.target import TargetRunner
 
 ROWS = (*range(1, 13), 14, 16, 20, 24, 32, 48, 64, 96, 128)  # the first ones singly: kernels prefer some counts
@@ -180,7 +180,7 @@ def measure_draft(
     kind = ProposalKind.WITHOUT_REPLACEMENT if temperature else ProposalKind.DETERMINISTIC
     _fill(packed, context_len)
 
-    def tasks(num: int, depth: int) -> list[DraftTask]:
+    def tasks(num: int, depth: int) -> list[DraftOrder]:
         shape = Growmap.from_k_config((1,) * depth).num_children
         context = np.arange(context_len - 1, dtype="<i4")
         first = context_len
@@ -189,20 +189,7 @@ def measure_draft(
             slots = np.arange(first, first + depth + 1, dtype="<i4")
             first += depth + 1
             result.append(
-                DraftTask(
-                    branch_id,
-                    0,
-                    0,
-                    0,
-                    branch_id,
-                    shape,
-                    kind,
-                    temperature,
-                    False,
-                    context,
-                    (1,),
-                    slots,
-                )
+                DraftOrder(0, branch_id, 0, 0, 0, branch_id, shape, kind, temperature, False, context, (1,), slots)
             )
         return result
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from seedmp.config import EngineConfig, PolicyName, resolve_placement
+from seedmp.config import EngineConfig, resolve_placement
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.measuring.account import Measurement, account, rotated
@@ -293,7 +293,7 @@ def estimate(
                 best = sorted(choice.options, key=lambda option: -option.tokens_per_s)
                 for option in [option for option in best if option.growmap.num_nodes][:TREES_EACH]:
                     settings = tree_settings(options.method, option.growmap)
-                    settings |= {"num_drafts": drafts, "policy": PolicyName(policy.value).value}
+                    settings |= {"num_drafts": drafts, "policy": policy.value}
                     settings |= common_settings(options, threads if costs.cores else None)
                     found.append(Candidate(settings, threads, option.tokens_per_s))
     return found

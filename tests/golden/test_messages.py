@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from seedmp.draft_order import DraftOrder
 from seedmp.ipc import codec
 from seedmp.ipc import messages as m
+from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.opt_tree import AdaptiveShape
 from seedmp.token_tree.tree import ProposalKind
@@ -43,19 +45,21 @@ INSTANCES: list[Any] = [
     CUDA,
     m.DraftWelcome((CUDA,)),
     m.DraftTask(
-        5, 3, 1, 2**40, 2, (2, 1, 0, 0), SWOR, 0.2, True, ints(0, 1, 70000), (11, 12), ints(3, 4),
-        AdaptiveShape(20, 20, 8, 0.5), True, ints(-1, 70001),
+        DraftOrder(
+            2, 5, 3, 1, 2**40, 2, (2, 1, 0, 0), SWOR, 0.2, True, ints(0, 1, 70000), (11, 12), ints(3, 4),
+            AdaptiveShape(20, 20, 8, 0.5), True, ints(-1, 70001),
+        )
     ),
     m.Shutdown(),
     m.EngineHello(1),
-    m.Submit(9, 0, (1, 2, 300), (4,), PARAMS, 3, 4),
+    m.Submit(9, 0, (1, 2, 300), (4,), PARAMS, 3, 4, -2, "é"),
     m.Score(9, (1, 2), (3, 4, 5), (2, 1), 3),
     m.CloseBranches((3, 4), True),
     m.Cancel(9),
     m.StatsQuery(4, True, False),
     m.EngineWelcome(1, 1024, 8192),
     m.Committed(9, (4, 70000)),
-    m.Finished(9, "stop", "\n\n", 4, 12, 6, 10**9, 10**12, 10**12 + 1, 20, 21),
+    m.Finished(9, "stop", "\n\n", 10**12 + 1, RequestCounters(4, 12, 6, 10**9, 10**12, 20, 21)),
     m.Scored(9, np.array([-0.5, -2.0], dtype="<f4")),
     m.Failed(9, "RejectedError", "the prompt is empty"),
     m.StatsReply(4, ("rounds",), (3.0,), ("draft", "verify"), (0, -1), (5, -1), (10**12, 10**12), (1, 2)),

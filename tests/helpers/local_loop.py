@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from seedmp.config import EngineConfig
+from seedmp.draft_order import DraftOrder
 from seedmp.ipc.arena import layout_for
-from seedmp.ipc.messages import DraftTask
+from seedmp.metrics import RequestCounters
 from seedmp.models.eagle import EagleHead, PackedHead, load_head, read_head
 from seedmp.models.features import FeatureTap
 from seedmp.models.load import ModelSpec, load_model
 from seedmp.models.packed import PackedModel, max_positions
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
+from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.workers.draft import TreeDrafter
 from seedmp.workers.draft_head import HeadDrafter
@@ -58,7 +59,7 @@ class Outcome:
 
     token_ids: list[int] = field(default_factory=list)
     reason: str = ""
-    counters: actions.BranchCounters = field(default_factory=actions.BranchCounters)
+    counters: RequestCounters = field(default_factory=RequestCounters)
 
 
 class LocalLoop:
@@ -86,7 +87,7 @@ class LocalLoop:
         else:
             draft = self._packed(models.draft, self.config.num_draft_slots, models.vocab_size)
             self.drafter = TreeDrafter(draft, self.config.draft_top_m, self._tick, noise=self.config.draft_noise)
-        self.tasks: deque[tuple[int, list[DraftTask]]] = deque()
+        self.tasks: deque[tuple[int, list[DraftOrder]]] = deque()
         self.outcomes: dict[int, Outcome] = {}
         self.failures: dict[int, str] = {}
         self.max_segments = 0
@@ -115,7 +116,7 @@ class LocalLoop:
         for _ in range(MAX_TICKS):
             if not self.scheduler.branches:
                 break
-            self._perform(self.scheduler.decide(self._tick()))
+            perform(self.scheduler.decide(self._tick()), self)
             if self.tasks:
                 self._draft(*self.tasks.popleft())
         assert not self.scheduler.branches, "requests are stuck"
@@ -130,42 +131,38 @@ class LocalLoop:
         return self.now_ns
 
     def _tell(self, event: events.Event) -> None:
-        self._perform(self.scheduler.handle(event, self._tick()))
+        perform(self.scheduler.handle(event, self._tick()), self)
 
-    def _perform(self, orders: Sequence[actions.Action]) -> None:
-        for order in orders:
-            match order:
-                case actions.SendDraftTask():
-                    self._enqueue(order)
-                case actions.RunForward():
-                    self.max_segments = max(self.max_segments, len(order.segments))
-                    outcomes, _ = self.runner.run(order.segments)
-                    self._tell(events.ForwardFinished(1_000_000, tuple(outcomes)))
-                case actions.CommitTokens():
-                    self.outcomes[order.branch_id].token_ids += order.token_ids
-                case actions.FinishBranch():
-                    self.outcomes[order.branch_id].reason = order.reason
-                    self.outcomes[order.branch_id].counters = order.counters
-                case actions.FailBranch():
-                    self.failures[order.branch_id] = f"{order.kind}: {order.text}"
-                case actions.WakeAt():
-                    self.now_ns = max(self.now_ns, order.at_ns)
+    # --- the scheduler's host ---
 
-    def _enqueue(self, order: actions.SendDraftTask) -> None:
-        task = DraftTask(
-            order.branch_id, order.round, 0, order.seed, order.stream, order.children, order.kind,
-            order.draft_temperature, order.announce, np.asarray(order.context_slots, dtype="<i4"),
-            order.pending_ids, np.asarray(order.slots, dtype="<i4"), order.adaptive, order.shared_noise,
-            np.asarray(order.feature_slots, dtype="<i4"),
-        )  # fmt: skip
+    def run_forward(self, order: actions.RunForward) -> None:
+        self.max_segments = max(self.max_segments, len(order.segments))
+        outcomes, _ = self.runner.run(order.segments)
+        self._tell(events.ForwardFinished(1_000_000, tuple(outcomes)))
+
+    def commit_tokens(self, order: actions.CommitTokens) -> None:
+        self.outcomes[order.branch_id].token_ids += order.token_ids
+
+    def finish_branch(self, order: actions.FinishBranch) -> None:
+        self.outcomes[order.branch_id].reason = order.reason
+        self.outcomes[order.branch_id].counters = order.counters
+
+    def fail_branch(self, order: actions.FailBranch) -> None:
+        self.failures[order.branch_id] = f"{order.kind}: {order.text}"
+
+    def wake_at(self, order: actions.WakeAt) -> None:
+        self.now_ns = max(self.now_ns, order.at_ns)
+
+    def send_draft_task(self, order: actions.SendDraftTask) -> None:
+        draft = order.draft
         for worker_id, tasks in self.tasks:
-            if worker_id == order.worker_id:
-                tasks.append(task)
+            if worker_id == draft.worker_id:
+                tasks.append(draft)
                 return
-        self.tasks.append((order.worker_id, [task]))
+        self.tasks.append((draft.worker_id, [draft]))
 
-    def _draft(self, worker_id: int, tasks: list[DraftTask]) -> None:
-        def announce(task: DraftTask) -> None:
+    def _draft(self, worker_id: int, tasks: list[DraftOrder]) -> None:
+        def announce(task: DraftOrder) -> None:
             self._tell(events.ContextComputed(task.branch_id, task.round))
 
         for proposal in self.drafter.draft(tasks, announce):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from seedmp import SamplingParams
-from seedmp.config import PolicyName, Schedule
+from seedmp.config import Schedule
 from tests.helpers.local_loop import LocalLoop, Models, Outcome
 from tests.helpers.models import VOCAB_SIZE
 
@@ -55,9 +55,9 @@ def generate(models: Models, params: SamplingParams, **settings: Any) -> list[Ou
 SETTINGS: list[dict[str, Any]] = [
     {"k_config": (1, 1, 1)},
     {"k_config": (2, 2, 1), "num_drafts": 1},
-    {"growmap": "4x3", "num_drafts": 2, "policy": PolicyName.FCFS},
+    {"growmap": "4x3", "num_drafts": 2, "policy": "fcfs"},
     {"growmap": (3, 2, 1, 0, 2, 0, 1, 0, 0, 0), "schedule": Schedule.SERIAL},
-    {"growmap": (5, 1, 0, 0, 0, 0, 0), "max_forward_tokens": 16, "policy": PolicyName.FCFS},
+    {"growmap": (5, 1, 0, 0, 0, 0, 0), "max_forward_tokens": 16, "policy": "fcfs"},
 ]
 
 

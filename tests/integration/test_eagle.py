@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seedmp import Engine, SamplingParams
-from seedmp.config import PolicyName, Schedule
+from seedmp.config import Schedule
 from seedmp.models import pair
 from seedmp.models.eagle import new_head, save_head
 from seedmp.models.load import ModelSpec, load_model
@@ -70,9 +70,9 @@ def tokens(outcomes: list[Outcome]) -> list[list[int]]:
 def test_greedy_text_is_generate(name: str, kind: str, tree: str, get_models: Get) -> None:
     models, expected = get_models(name, kind)
     for schedule, policy in (
-        (Schedule.SCHEDULED, PolicyName.FCFS_BATCH),
-        (Schedule.SCHEDULED, PolicyName.FCFS),
-        (Schedule.SERIAL, PolicyName.FCFS_BATCH),
+        (Schedule.SCHEDULED, "fcfs-batch"),
+        (Schedule.SCHEDULED, "fcfs"),
+        (Schedule.SERIAL, "fcfs-batch"),
     ):
         loop = LocalLoop(models, schedule=schedule, policy=policy, **ROOMY, **TREES[tree])
         outcomes = loop.run(PROMPTS, greedy())
@@ -86,14 +86,15 @@ def test_greedy_text_is_generate(name: str, kind: str, tree: str, get_models: Ge
 class WatchedLoop(LocalLoop):
     """Checks each task as it is sent."""
 
-    def _enqueue(self, order: SendDraftTask) -> None:
-        branch = self.scheduler.branches[order.branch_id]
-        first = len(order.context_slots)
-        assert order.context_slots + order.pending_ids != ()
+    def send_draft_task(self, order: SendDraftTask) -> None:
+        draft = order.draft
+        branch = self.scheduler.branches[draft.branch_id]
+        first = len(draft.context_slots)
+        assert first + len(draft.pending_ids) > 0
         wanted = [branch.target_path[i - 1] if i else -1 for i in range(first, len(branch.tokens))]
-        assert list(order.feature_slots) == wanted and branch.tokens[first:] == list(order.pending_ids)
-        self.num_pending = [*getattr(self, "num_pending", ()), (order.round, len(order.pending_ids))]
-        super()._enqueue(order)
+        assert list(draft.feature_slots) == wanted and branch.tokens[first:] == list(draft.pending_ids)
+        self.num_pending = [*getattr(self, "num_pending", ()), (draft.round, len(draft.pending_ids))]
+        super().send_draft_task(order)
 
 
 def test_all_draft_kv_is_of_true_features(get_models: Get) -> None:
@@ -236,7 +237,7 @@ def plain(tiny_pair: Callable[[str], tuple[Path, Path]]) -> dict[SamplingParams,
     ("kind", "settings"),
     [
         ("eagle", {**TREES["eagle-2"]}),
-        ("eagle3", {**TREES["opt-tree"], "policy": PolicyName.FCFS}),
+        ("eagle3", {**TREES["opt-tree"], "policy": "fcfs"}),
         ("eagle3", {**TREES["eagle-2"], "schedule": Schedule.PARALLEL}),
     ],
 )

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from seedmp import AsyncEngine, Engine, RequestOutput, SamplingParams, metrics
+from seedmp.draft_order import DraftOrder
 from seedmp.errors import (
     CancelledError,
     ConfigError,
@@ -23,6 +24,7 @@ from seedmp.errors import (
     RequestError,
     RequestTimeoutError,
 )
+from seedmp.ids import WorkerName
 from seedmp.ipc.messages import (
     PROTOCOL_VERSION,
     DraftHello,
@@ -382,21 +384,21 @@ class ScriptedChannel:
 def test_a_task_right_behind_the_welcome_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that replaces another is sent a task at once; both may be there when it looks."""
     empty = np.zeros(0, dtype="<i4")
-    task = DraftTask(0, 0, 1, 0, 0, (1, 0), ProposalKind.DETERMINISTIC, 0.0, False, empty, (5,), empty)
-    channel = ScriptedChannel([DraftWelcome(), task], [Shutdown()])
+    order = DraftOrder(3, 0, 0, 1, 0, 0, (1, 0), ProposalKind.DETERMINISTIC, 0.0, False, empty, (5,), empty)
+    channel = ScriptedChannel([DraftWelcome(), DraftTask(order)], [Shutdown()])
     monkeypatch.setattr("seedmp.workers.draft.DealerChannel", lambda *args: channel)
-    server = DraftServer(tmp_path, 0, 0, 3, 1, "layout")
-    drafted: list[DraftTask] = []
+    server = DraftServer(tmp_path, WorkerName(0, 3), 1, 0, "layout")
+    drafted: list[DraftOrder] = []
 
     class Drafter:
-        def draft(self, tasks: list[DraftTask], on_context: object) -> list[Proposal]:
+        def draft(self, tasks: list[DraftOrder], on_context: object) -> list[Proposal]:
             drafted.extend(tasks)
             return []
 
     server.welcome(5.0, lambda: None)
-    server.serve(Drafter(), lambda: None)  # type: ignore[arg-type]
+    server.serve(Drafter(), lambda: None)
     assert channel.sent == [DraftHello(3, 1, PROTOCOL_VERSION, "layout")]
-    assert drafted == [task]
+    assert drafted == [order]
 
 
 # --- scripts ------------------------------------------------------------------------------------------

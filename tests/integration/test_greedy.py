@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from seedmp import Engine, SamplingParams
-from seedmp.config import PolicyName, Schedule
-from seedmp.scheduler.actions import BranchCounters, SendDraftTask
+from seedmp.config import Schedule
+from seedmp.metrics import RequestCounters
+from seedmp.scheduler.actions import SendDraftTask
 from tests.helpers.local_loop import LocalLoop, Models
 from tests.helpers.models import ARCHITECTURES, VOCAB_SIZE, WINDOW
 
@@ -23,7 +24,7 @@ LENGTHS = (5, 19, 37)
 CHAIN, TREE = (1, 1, 1), (2, 2, 1)
 # Trees are sampled at draft temperature 1, chains take the draft's top token: all kinds of proposals occur.
 DRAFT_TEMPERATURES = {CHAIN: None, TREE: 1.0}
-POLICIES = tuple(PolicyName)
+POLICIES = ("fcfs", "fcfs-batch")
 WINDOWED = ("mistral", "qwen2", "gemma2", "gemma3")
 
 
@@ -104,7 +105,7 @@ def test_drafting_changes_no_token(name: str, method: str, get_case: Callable[[s
                 setting = (schedule, policy, k_config)
                 assert [outcome.token_ids for outcome in outcomes] == case.expected, setting
                 assert_some_accepted([outcome.counters for outcome in outcomes])
-                many = schedule is Schedule.SCHEDULED and policy is PolicyName.FCFS_BATCH
+                many = schedule is Schedule.SCHEDULED and policy == "fcfs-batch"
                 assert (loop.max_segments > 1) >= (many and k_config is CHAIN), setting
 
 
@@ -124,9 +125,9 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_every_method_is_generate(name: str, settings: dict[str, Any], get_case: Callable[[str], Case]) -> None:
     case = get_case(name)
     for schedule, policy, draft_temperature in (
-        (Schedule.SCHEDULED, PolicyName.FCFS_BATCH, 1.0),
-        (Schedule.SCHEDULED, PolicyName.FCFS, None),
-        (Schedule.SERIAL, PolicyName.FCFS_BATCH, 1.0),
+        (Schedule.SCHEDULED, "fcfs-batch", 1.0),
+        (Schedule.SCHEDULED, "fcfs", None),
+        (Schedule.SERIAL, "fcfs-batch", 1.0),
     ):
         loop = LocalLoop(
             case.models, schedule=schedule, policy=policy, kv_slots=1024, max_forward_tokens=32, **settings
@@ -137,17 +138,27 @@ def test_every_method_is_generate(name: str, settings: dict[str, Any], get_case:
         if settings["method"] != "ngram":  # what it finds in random prompts is up to chance
             assert_some_accepted(counters)
         assert sum(c.drafted for c in counters) > 0
-        many = schedule is Schedule.SCHEDULED and policy is PolicyName.FCFS_BATCH
+        many = schedule is Schedule.SCHEDULED and policy == "fcfs-batch"
         assert (loop.max_segments > 1) >= many
+
+
+@pytest.mark.parametrize("policy", ["priority", "fair", "tests.helpers.policies:AnyOrder"])
+@pytest.mark.parametrize("name", ["specinfer-chains", "opt-tree"])
+def test_who_is_served_first_changes_no_text(name: str, policy: str, get_case: Callable[[str], Case]) -> None:
+    case = get_case("llama")
+    for kv_slots in (1024, 256):
+        loop = LocalLoop(case.models, policy=policy, kv_slots=kv_slots, max_forward_tokens=32, **METHODS[name])
+        outcomes = loop.run(PROMPTS, greedy(1.0))
+        assert [outcome.token_ids for outcome in outcomes] == case.expected, kv_slots
 
 
 class RecordingLoop(LocalLoop):
     """Remembers how many committed tokens had no draft KV, for tasks after a branch's first."""
 
-    def _enqueue(self, order: SendDraftTask) -> None:
-        if order.round:
-            self.num_pending = [*getattr(self, "num_pending", ()), len(order.pending_ids)]
-        super()._enqueue(order)
+    def send_draft_task(self, order: SendDraftTask) -> None:
+        if order.draft.round:
+            self.num_pending = [*getattr(self, "num_pending", ()), len(order.draft.pending_ids)]
+        super().send_draft_task(order)
 
 
 @pytest.mark.parametrize("name", ["specinfer-chains", "sequoia", "opt-tree", "coupled"])
@@ -160,7 +171,7 @@ def test_accepted_tokens_are_not_drafted_again(name: str, get_case: Callable[[st
     assert set(loop.num_pending) <= {1, 2}  # 1: the equal prompt's branch drafted the leaf meanwhile
 
 
-def assert_some_accepted(counters: list[BranchCounters]) -> None:
+def assert_some_accepted(counters: list[RequestCounters]) -> None:
     """Rounds that accept all, or nothing, would prove little."""
     drafted, accepted = sum(c.drafted for c in counters), sum(c.accepted for c in counters)
     assert 0 < accepted < drafted
@@ -190,17 +201,17 @@ def test_a_small_arena_preempts_and_changes_nothing(get_case: Callable[[str], Ca
 @pytest.mark.parametrize(
     ("name", "method", "schedule", "policy"),
     [
-        ("llama", "sd", Schedule.SERIAL, PolicyName.FCFS),
-        ("llama", "ar", Schedule.SERIAL, PolicyName.FCFS_BATCH),
-        ("llama", "sd", Schedule.SCHEDULED, PolicyName.FCFS),
-        ("llama", "mcsd", Schedule.SCHEDULED, PolicyName.FCFS_BATCH),
-        ("llama", "mcsd", Schedule.PARALLEL, PolicyName.FCFS),
-        ("llama", "sd", Schedule.PARALLEL, PolicyName.FCFS_BATCH),
-        ("gemma2", "mcsd", Schedule.SCHEDULED, PolicyName.FCFS_BATCH),
+        ("llama", "sd", Schedule.SERIAL, "fcfs"),
+        ("llama", "ar", Schedule.SERIAL, "fcfs-batch"),
+        ("llama", "sd", Schedule.SCHEDULED, "fcfs"),
+        ("llama", "mcsd", Schedule.SCHEDULED, "fcfs-batch"),
+        ("llama", "mcsd", Schedule.PARALLEL, "fcfs"),
+        ("llama", "sd", Schedule.PARALLEL, "fcfs-batch"),
+        ("gemma2", "mcsd", Schedule.SCHEDULED, "fcfs-batch"),
     ],
 )
 def test_real_processes(
-    name: str, method: str, schedule: Schedule, policy: PolicyName, get_case: Callable[[str], Case]
+    name: str, method: str, schedule: Schedule, policy: str, get_case: Callable[[str], Case]
 ) -> None:
     check_engine(get_case(name), method=method, schedule=schedule, policy=policy)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seedmp.config import EngineConfig, PolicyName, Schedule
+from seedmp.config import EngineConfig, Schedule
+from seedmp.draft_order import DraftOrder
 from seedmp.errors import InvalidTransitionError
 from seedmp.kv.slot_tree import NO_SLOT
 from seedmp.methods.registry import METHODS
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
+from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.opt_tree import NOT_DRAFTED, AdaptiveTreeBuilder
@@ -77,7 +79,7 @@ class World:
     expected: dict[int, list[int]] = field(default_factory=dict)
     finished: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
-    tasks: list[tuple[actions.SendDraftTask, int]] = field(default_factory=list)
+    tasks: list[tuple[DraftOrder, int]] = field(default_factory=list)
     forward: actions.RunForward | None = None
     target_kv: dict[int, tuple[int, ...]] = field(default_factory=dict)
     draft_kv: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -91,19 +93,21 @@ class World:
 
     def tell(self, event: events.Event) -> None:
         self.now_ns += self.rng.randrange(1, 3 * MS)
-        self.perform(self.scheduler.handle(event, self.now_ns))
+        perform(self.scheduler.handle(event, self.now_ns), self)
 
     def decide(self) -> None:
         self.now_ns += self.rng.randrange(1, MS)
-        self.perform(self.scheduler.decide(self.now_ns))
+        perform(self.scheduler.decide(self.now_ns), self)
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, num_committed: int = 0) -> int:
         branch_id = len(self.tokens)
-        request = events.BranchSubmitted(branch_id, 0, tuple(prompt), (), params)
+        request = events.BranchSubmitted(
+            branch_id, 0, tuple(prompt), (), params, priority=branch_id % 3, user="ab"[branch_id % 2]
+        )
         self.expected[branch_id] = plain_text(request)
         committed = tuple(self.expected[branch_id][:num_committed])
         self.tokens[branch_id] = [*prompt, *committed]
-        self.tell(events.BranchSubmitted(branch_id, 0, tuple(prompt), committed, params))
+        self.tell(replace(request, committed_ids=committed))
         return branch_id
 
     def join(self, worker_id: int) -> None:
@@ -123,7 +127,7 @@ class World:
 
     # --- fakes ---
 
-    def write_context(self, order: actions.SendDraftTask) -> list[int]:
+    def write_context(self, order: DraftOrder) -> list[int]:
         """Run the pending tokens of a task: reads the context, writes the slots lent for them.
 
         The context of a request that was cancelled meanwhile may be anything: its proposal is dropped.
@@ -142,14 +146,14 @@ class World:
             self.draft_kv[slot] = tuple(tokens)
         return tokens
 
-    def read_features(self, order: actions.SendDraftTask, context: list[int]) -> None:
+    def read_features(self, order: DraftOrder, context: list[int]) -> None:
         """The target's hidden states of each pending token's predecessor, at any time until the answer."""
         tokens = [*context, *order.pending_ids]
         for idx, slot in enumerate(order.feature_slots, len(context)):
             assert slot == NO_SLOT if idx == 0 else self.target_kv[slot] == tuple(tokens[:idx])
         assert len(order.feature_slots) == len(order.pending_ids) and len(tokens) > 1
 
-    def announce(self, order: actions.SendDraftTask) -> None:
+    def announce(self, order: DraftOrder) -> None:
         self.write_context(order)
         self.tell(events.ContextComputed(order.branch_id, order.round))
 
@@ -250,26 +254,29 @@ class World:
                 return events.Outcome(s.branch_id, tuple(accepted), wanted)
             accepted.append(hits[0])
 
-    # --- orders ---
+    # --- the scheduler's host ---
 
-    def perform(self, orders: Sequence[actions.Action]) -> None:
-        for order in orders:
-            match order:
-                case actions.SendDraftTask():
-                    assert order.worker_id in self.scheduler.workers
-                    self.tasks.append((order, self.epochs[order.worker_id]))
-                case actions.RunForward():
-                    assert self.forward is None
-                    self.forward = order
-                case actions.CommitTokens():
-                    assert order.branch_id not in self.finished and order.branch_id not in self.failed
-                    self.tokens[order.branch_id] += order.token_ids
-                case actions.FinishBranch():
-                    self.finished[order.branch_id] = order.reason
-                case actions.FailBranch():
-                    self.failed[order.branch_id] = order.text
-                case actions.WakeAt():
-                    self.now_ns = max(self.now_ns, order.at_ns)
+    def send_draft_task(self, order: actions.SendDraftTask) -> None:
+        draft = order.draft
+        assert self.scheduler.workers[draft.worker_id] == self.epochs[draft.worker_id] == draft.epoch
+        self.tasks.append((draft, draft.epoch))
+
+    def run_forward(self, order: actions.RunForward) -> None:
+        assert self.forward is None
+        self.forward = order
+
+    def commit_tokens(self, order: actions.CommitTokens) -> None:
+        assert order.branch_id not in self.finished and order.branch_id not in self.failed
+        self.tokens[order.branch_id] += order.token_ids
+
+    def finish_branch(self, order: actions.FinishBranch) -> None:
+        self.finished[order.branch_id] = order.reason
+
+    def fail_branch(self, order: actions.FailBranch) -> None:
+        self.failed[order.branch_id] = order.text
+
+    def wake_at(self, order: actions.WakeAt) -> None:
+        self.now_ns = max(self.now_ns, order.at_ns)
 
     # --- driving ---
 
@@ -367,7 +374,7 @@ def config_of(seed: int, kv_slots: int, only: str | None = None) -> EngineConfig
     return EngineConfig(
         target="-", draft="-", num_drafts=rng.randrange(1, 4),
         method=method, **tree_settings(rng, method),  # type: ignore[arg-type]
-        k_config=rng.choice([(1,), (2, 1), (2, 2, 1), (1, 1, 1)]), policy=rng.choice(list(PolicyName)),
+        k_config=rng.choice([(1,), (2, 1), (2, 2, 1), (1, 1, 1)]), policy=rng.choice(["fcfs", "fcfs-batch"]),
         schedule=rng.choice([Schedule.SERIAL, Schedule.SCHEDULED, Schedule.SCHEDULED]), kv_slots=kv_slots,
         draft_kv_slots=kv_slots, max_forward_tokens=rng.choice([16, 24, 64]), validate=True,
     )  # fmt: skip
@@ -402,6 +409,14 @@ def test_features_are_there_until_they_were_read(seed: int, kv_slots: int) -> No
     world.check_texts()
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(SEEDS, st.sampled_from(["priority", "fair", "tests.helpers.policies:AnyOrder"]), st.sampled_from([72, 256]))
+def test_any_order_of_service_gives_the_same_texts(seed: int, policy: str, kv_slots: int) -> None:
+    """Invariants are checked after each event; every request finishes, with the text of plain decoding."""
+    world = run_randomly(replace(config_of(seed, kv_slots), policy=policy), seed, 120)
+    world.check_texts()
+
+
 def test_small_arenas_do_preempt() -> None:
     """The test above would prove little if its arenas were never full."""
     preempted = 0
@@ -419,7 +434,7 @@ def test_small_arenas_do_preempt() -> None:
 # --- first come, first served -----------------------------------------------------------------------
 
 
-def fcfs_config(policy: PolicyName = PolicyName.FCFS) -> EngineConfig:
+def fcfs_config(policy: str = "fcfs") -> EngineConfig:
     return EngineConfig(
         target="-", draft="-", num_drafts=3, policy=policy, k_config=(1, 1), kv_slots=512, validate=True
     )
@@ -463,7 +478,8 @@ def test_the_earliest_ready_is_served_first_whatever_arrived_first() -> None:
         world.tell(events.ProposalArrived(order.worker_id, branch_id, 0, 0, ready_ns[branch_id], tree, "rows"))
     world.tasks.clear()
     for branch_id in (1, 2, 0):
-        world.perform([a for a in world.scheduler.decide(world.now_ns) if not isinstance(a, actions.SendDraftTask)])
+        decided = world.scheduler.decide(world.now_ns)
+        perform([order for order in decided if not isinstance(order, actions.SendDraftTask)], world)
         assert world.forward is not None
         assert [s.branch_id for s in world.forward.segments] == [branch_id]
         world.finish_forward()

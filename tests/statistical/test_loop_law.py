@@ -19,7 +19,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seedmp.decoding.propose import Children, DraftLaw, propose_children
-from seedmp.ipc.messages import DraftTask, Proposal
+from seedmp.draft_order import DraftOrder
+from seedmp.ipc.messages import Proposal
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.sequoia import parse_acceptance, search_trees
 from seedmp.token_tree.tree import ProposalKind
@@ -127,7 +128,7 @@ def twin_of(change: Callable[[Proposal], Proposal], monkeypatch: pytest.MonkeyPa
     """Proposals are changed on their way."""
     honest = TreeDrafter.draft
 
-    def draft(self: TreeDrafter, tasks: list[DraftTask], on_context: Callable[[DraftTask], None]) -> list[Proposal]:
+    def draft(self: TreeDrafter, tasks: list[DraftOrder], on_context: Callable[[DraftOrder], None]) -> list[Proposal]:
         return [change(proposal) for proposal in honest(self, tasks, on_context)]
 
     monkeypatch.setattr(TreeDrafter, "draft", draft)

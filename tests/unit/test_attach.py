@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from seedmp.ipc.arena import layout_for
+from seedmp.config import EngineConfig
+from seedmp.drafts.base import FEATURES, KV
+from seedmp.drafts.registry import make_draft_kind
 from seedmp.ipc.messages import CudaTensor
 from seedmp.models import pair
 from seedmp.models.eagle import load_head, read_head
 from seedmp.models.load import ModelSpec, load_config, load_model
-from seedmp.workers import supervisor
+from seedmp.workers import build
 from tests.helpers.heads import head_tensors, write_head
 
 
@@ -25,20 +27,16 @@ def test_module_around_foreign_tensors_gives_the_same_logits(monkeypatch: pytest
     spec = ModelSpec(str(pair.DRAFT))
     model = load_model(spec, torch.float32)
     arena = torch.zeros(1)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), supervisor.ARENA: arena}
-    monkeypatch.setattr(supervisor, "attach_cuda", lambda handle: tensors[handle.name])
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), build.ARENA_PREFIX + KV: arena}
+    monkeypatch.setattr(build, "attach_cuda", lambda handle: tensors[handle.name])
 
-    config = load_config(spec)
-    attached, attached_arena, features = supervisor._attach_model(
-        supervisor.SharedModel(config, layout_for(config, 1, torch.float32)),
-        tuple(fake_handle(name) for name in tensors),
-        torch.float32,
-    )
+    draft = make_draft_kind(EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT)))
+    attached, arenas = build.attach(draft, torch.float32, tuple(fake_handle(name) for name in tensors))
 
     ids = torch.tensor([[1, 398, 28, 1297]])
     with torch.inference_mode():
         assert torch.equal(attached(ids).logits, model(ids).logits)
-    assert attached_arena is arena and features is None
+    assert arenas == {KV: arena}
     own = dict(attached.named_parameters())
     assert all(own[name].data_ptr() == tensor.data_ptr() for name, tensor in model.named_parameters())
 
@@ -52,19 +50,18 @@ def test_head_around_foreign_tensors_is_the_same_head(
     sizes = load_config(target).get_text_config(decoder=True)
     tensors = head_tensors(kind, sizes.vocab_size, 64, hidden=sizes.hidden_size)
     del tensors["embed_tokens.weight"]
-    spec = read_head(str(write_head(tmp_path, tensors, hidden_size=sizes.hidden_size)), target)
+    path = str(write_head(tmp_path, tensors, hidden_size=sizes.hidden_size))
+    spec = read_head(path, target)
     head = load_head(spec, torch.float32, "cpu", target)
-    arenas = {supervisor.ARENA: torch.zeros(1), supervisor.FEATURES: torch.zeros(2)}
-    shared = {**dict(head.named_parameters()), **dict(head.named_buffers()), **arenas}
-    monkeypatch.setattr(supervisor, "attach_cuda", lambda handle: shared[handle.name])
+    arenas = {KV: torch.zeros(1), FEATURES: torch.zeros(2)}
+    shared = {**dict(head.named_parameters()), **dict(head.named_buffers())}
+    shared |= {build.ARENA_PREFIX + name: arena for name, arena in arenas.items()}
+    monkeypatch.setattr(build, "attach_cuda", lambda handle: shared[handle.name])
 
-    attached, arena, features = supervisor._attach_model(
-        supervisor.SharedModel(spec.config, layout_for(spec.config, 1, torch.float32), head=spec),
-        tuple(fake_handle(name) for name in shared),
-        torch.float32,
-    )
+    draft = make_draft_kind(EngineConfig(target=target.path, draft=path, method="eagle"))  # type: ignore[arg-type]
+    attached, attached_arenas = build.attach(draft, torch.float32, tuple(fake_handle(name) for name in shared))
 
-    assert arena is arenas[supervisor.ARENA] and features is arenas[supervisor.FEATURES]
+    assert attached_arenas[KV] is arenas[KV] and attached_arenas[FEATURES] is arenas[FEATURES]
     ids, positions, mask = torch.tensor([[1, 398, 28]]), torch.arange(3)[None], torch.zeros(1, 1, 3, 3)
     given = torch.randn(1, 3, spec.feature_size)
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from seedmp.errors import InvariantError
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import events
 from seedmp.scheduler.policies import QueueItem
-from seedmp.scheduler.queue import FirstComeQueue
+from seedmp.scheduler.queue import FirstComeQueue, QueueView
 from seedmp.scheduler.scheduler import BranchState, Limits, Scheduler
 
 
@@ -65,11 +65,13 @@ def scheduler() -> Scheduler:
     return scheduler
 
 
-@pytest.mark.parametrize(("max_rows", "num_items"), [(1, 2), (19, 2), (37, 2), (38, 3), (1000, 3)])
-def test_the_queue_ends_where_a_forward_is_full(scheduler: Scheduler, max_rows: int, num_items: int) -> None:
-    """Each wants 19 rows; the first that does not fit is there, so that a policy sees that there is more."""
-    assert [i.branch_id for i in scheduler.queue(max_rows)] == [0, 1, 2][:num_items]
-    assert [i.branch_id for i in scheduler.queue(max_rows, without={0})] == [1, 2]
+def test_a_policy_sees_the_whole_queue_without_what_was_preempted(scheduler: Scheduler) -> None:
+    """Each wants 19 rows."""
+    assert [(i.branch_id, i.num_rows) for i in scheduler.queue] == [(0, 19), (1, 19), (2, 19)]
+    view = QueueView(scheduler._queue, {0})
+    assert [i.branch_id for i in view] == [i.branch_id for i in view] == [1, 2]
+    assert view.get(0) is None and view.get(1) is not None and view
+    assert not QueueView(scheduler._queue, {0, 1, 2})
 
 
 @pytest.mark.parametrize(

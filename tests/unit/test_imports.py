@@ -36,14 +36,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": {"sampling", "token_tree", "decoding"},
     "token_tree": {"sampling"},
     "decoding": {"sampling", "token_tree"},
+    "draft_order": {"token_tree"},
     "request": {"sampling", "metrics"},
-    # A proposal says what kind of tree it is; span_ring stores the activities that trace names.
-    "ipc": {"sampling", "config", "token_tree", "trace"},
+    # A proposal says what kind of tree it is; span_ring stores the activities that trace names. draft_order and
+    # metrics: records that messages nest.
+    "ipc": {"sampling", "config", "token_tree", "trace", "draft_order", "metrics"},
     "kv": {"config", "ipc"},
     "models": {"config", "kv"},
     # kv.slot_tree alone: the slot bookkeeping is part of the decision, and pure (tested below).
-    "scheduler": PLAIN | {"methods", "request", "token_tree", "kv", "stopping"},
-    "workers": PLAIN | {"methods", "ipc", "kv", "models", "decoding", "scheduler", "token_tree", "request"},
+    "scheduler": PLAIN | {"methods", "request", "token_tree", "kv", "stopping", "draft_order"},
+    # A draft kind says what its drafts run: workers.draft and workers.draft_head grow the trees.
+    "drafts": {"config", "draft_order", "ipc", "models", "workers"},
+    "workers": PLAIN
+    | {"methods", "drafts", "ipc", "kv", "draft_order", "models", "decoding", "scheduler", "token_tree", "request"},
     "branch": {"engine", "request", "sampling"},
     # decoding.constraint: a broken constraint is refused before any work. profiling: Engine.profile.
     # tuning.plan: Engine(plan=...). system: how workers' idle threads wait.

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from seedmp.draft_order import DraftOrder
 from seedmp.ipc import codec, messages
+from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.opt_tree import AdaptiveShape
 
@@ -40,7 +42,7 @@ def test_fields_stand_in_the_order_of_the_wire(tag: str) -> None:
     assert table(section) == fields
 
 
-@pytest.mark.parametrize("record", [SamplingParams, AdaptiveShape])
+@pytest.mark.parametrize("record", [SamplingParams, DraftOrder, AdaptiveShape, RequestCounters])
 def test_nested_records_are_described_too(record: type) -> None:
     text = PAGE.read_text().split("## Nested records")[1].split(f"### {record.__name__}\n")[1]
     fields = [(field.name, str(field.type)) for field in dataclasses.fields(record)]
