@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": PLAIN
     | {
         "methods",
+        "drafts",
         "ipc",
         "kv",
         "workers",
