@@ -33,6 +33,7 @@ from seedmp.measure import Measurement, account, describe_node
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, load_config, load_tokenizer
 from seedmp.models.packed import max_positions
+from seedmp.plan import Figures, Plan
 from seedmp.request import RequestOutput
 from seedmp.sampling import SamplingParams
 from seedmp.system import usable_cores
@@ -43,7 +44,6 @@ from seedmp.token_tree.tree_cost import Fleet, RoundPolicy, choose_tree
 from seedmp.tuning.acceptance import Acceptance, Drawing, Law, along_texts, from_stats
 from seedmp.tuning.costs import Costs, load_costs
 from seedmp.tuning.measure import BRANCHES, ROWS, LoadedPair, measure_costs, num_slots
-from seedmp.tuning.plan import Figures, Plan
 from seedmp.tuning.simulate import Workload, simulate
 
 PAYS = 0.03  # speculation must gain so much over plain decoding to be the plan
