@@ -153,6 +153,8 @@ class Submit:
     params: SamplingParams  # seed is set
     branch: int = 0
     child: int = 0
+    priority: int = 0
+    user: str = ""
 
 
 @message("score")

@@ -42,13 +42,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     # kv.slot_tree alone: the slot bookkeeping is part of the decision, and pure (tested below).
     "scheduler": PLAIN | {"request", "token_tree", "kv", "stopping"},
     "workers": PLAIN | {"ipc", "kv", "models", "decoding", "scheduler", "token_tree", "request"},
-    "branch": {"engine", "request", "sampling"},
-    # decoding.constraint: a broken constraint is refused before any work. profiling: Engine.profile.
-    # tuning.plan: Engine(plan=...). system: how workers' idle threads wait.
+    "branch": {"request", "sampling"},
+    "plan": {"config", "models", "system"},  # settings by name, the bundled pair, the cores of this node
+    "observers": {"config"},
+    "encode": set(),
+    "detokenize": {"stopping"},
+    "launch": {"config", "ipc", "system"},  # starts seedmp.workers by name
+    "in_flight": {"sampling", "request", "detokenize", "ipc"},
+    "connection": {"trace", "request", "detokenize", "in_flight", "launch", "ipc"},
+    # decoding.constraint: a broken constraint is refused before any work. profiling.profile: Engine.profile; that
+    # module knows observers, not the engine.
     "engine": PLAIN
-    | {"ipc", "kv", "workers", "request", "models", "token_tree", "stopping", "branch", "decoding", "profiling"}
-    | {"tuning", "system"},
-    "async_engine": PLAIN | {"engine", "request"},
+    | {"ipc", "request", "models", "branch", "decoding", "profiling", "plan", "observers", "encode", "detokenize"}
+    | {"in_flight", "connection", "launch"},
+    "async_engine": PLAIN | {"engine", "request", "encode"},
     # search.task and search.thought_tree alone (tested below): what a task implements.
     "tasks": {"search"},
     "search": {"engine", "request", "sampling", "metrics"},  # knows no task: users bring their own
