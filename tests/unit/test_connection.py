@@ -316,7 +316,7 @@ def test_everybody_who_waits_is_told(make_house: Callable[..., House]) -> None:
         house.groups.tell(None)
         for waits in (handle.future, future, asked):
             with pytest.raises(EngineDeadError, match="nobody looks after the groups"):
-                waits.result(DEADLINE_S)  # type: ignore[attr-defined]
+                waits.result(DEADLINE_S)
     with pytest.raises(EngineDeadError, match="nobody looks after the groups"):
         house.connection.submit(job())
 

@@ -171,7 +171,7 @@ class SlowTokenizer:
 def test_an_unknown_tokenizer_is_asked_for_the_whole_text_each_time() -> None:
     text = "Grüße an 日本, \U0001f600!"
     token_ids = list(text.encode())
-    stream = Detokenizer(SlowTokenizer()).stream(("!",))  # type: ignore[arg-type]
+    stream = Detokenizer(SlowTokenizer()).stream(("!",))
     pieces = [stream.read(token_ids[: n + 1]) for n in range(len(token_ids))]
     assert "".join(pieces) == text[:-1]
     assert NOT_A_CHARACTER not in "".join(pieces)
@@ -206,17 +206,18 @@ def test_a_late_reader_gets_everything_at_once() -> None:
     assert stream.read(token_ids[:5]) + stream.read(token_ids) == "How many apples does he have?"
 
 
-def test_the_whole_text_is_never_decoded_before_the_end() -> None:
+def test_the_whole_text_is_never_decoded_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = bundled()
     token_ids = (tokenizer("One after another they come. ").input_ids * 100)[:600]
     detokenizer = Detokenizer(tokenizer)
 
-    def refuse(*args: object) -> str:
+    def refuse(*args: object, **options: object) -> str:
         raise AssertionError("every token again")
 
-    detokenizer.decode = refuse  # type: ignore[method-assign]
+    monkeypatch.setattr(tokenizer, "decode", refuse)
     stream = detokenizer.stream(("\n\n",))
     text = "".join(stream.read(token_ids[: n + 1]) for n in range(600))
+    monkeypatch.undo()
     assert tokenizer.decode(token_ids, skip_special_tokens=True).startswith(text) and len(text) > 1000
 
 
