@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from seedmp.engine import Engine, Prompt, as_list
+from seedmp.encode import Prompt, as_list
+from seedmp.engine import Engine
 from seedmp.request import RequestOutput, StreamChunk
 from seedmp.sampling import SamplingParams
 
@@ -34,12 +35,21 @@ class AsyncEngine:
         return cls(await asyncio.to_thread(Engine, target, draft, **settings))
 
     async def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        user: str = "",
     ) -> list[RequestOutput]:
         """As ``Engine.generate``; cancelling the task cancels the requests."""
         params = params or SamplingParams()
         drawn = params if params.best_of is None else replace(params, n=params.best_of, best_of=None)
-        handles = [handle for prompt in as_list(prompts) for handle in self.engine.submit_all(prompt, drawn)]
+        handles = [
+            handle
+            for prompt in as_list(prompts)
+            for handle in self.engine.submit_all(prompt, drawn, priority=priority, user=user)
+        ]
         try:
             outputs = list(await asyncio.gather(*(asyncio.wrap_future(handle.future) for handle in handles)))
         finally:
@@ -51,11 +61,13 @@ class AsyncEngine:
         best = [await asyncio.to_thread(self.engine.likeliest, group, params.n) for group in groups]
         return [out for group in best for out in group]
 
-    async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[StreamChunk]:
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, user: str = ""
+    ) -> AsyncIterator[StreamChunk]:
         """As ``Engine.stream``."""
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[StreamChunk | None] = asyncio.Queue()
-        handle = self.engine.submit(prompt, params)
+        handle = self.engine.submit(prompt, params, priority=priority, user=user)
         handle.listen(lambda chunk: loop.call_soon_threadsafe(chunks.put_nowait, chunk))
         try:
             while (chunk := await chunks.get()) is not None:

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from seedmp.errors import RejectedError
-from seedmp.request import RequestOutput
+from seedmp.request import RequestHandle, RequestOutput
 from seedmp.sampling import SamplingParams
 
-if TYPE_CHECKING:
-    from seedmp.engine import Engine
+
+class BranchEngine(Protocol):
+    """What a branch needs of its engine; ``Engine`` says what each method does."""
+
+    def new_branch_id(self, parent: int = 0) -> int: ...
+
+    def drop_branch(self, branch_id: int, *, free: bool = False) -> None: ...
+
+    def submit_all(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        branch: int,
+        children: Sequence[int],
+        priority: int,
+        user: str,
+    ) -> list[RequestHandle]: ...
+
+    def wait_for(self, handles: Sequence[RequestHandle], timeout: float | None) -> list[RequestOutput]: ...
+
+    def score_ids(
+        self,
+        prompt_ids: Sequence[int],
+        continuations: Sequence[Sequence[int]],
+        *,
+        timeout: float | None,
+        branch: int,
+    ) -> list[np.ndarray]: ...
+
+    def encode(self, text: str) -> tuple[int, ...]: ...
+
+    def tokens_of_text(self, output: RequestOutput) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +89,7 @@ class Branch:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: BranchEngine,
         token_ids: tuple[int, ...],
         text: str,
         output: RequestOutput | None = None,
@@ -72,22 +103,40 @@ class Branch:
         self.closed = False
         weakref.finalize(self, engine.drop_branch, self.branch_id).atexit = False
 
-    def extend(self, params: SamplingParams | None = None, *, timeout: float | None = None) -> Branch:
+    def extend(
+        self,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        user: str = "",
+    ) -> Branch:
         """Continue once: ``fork(1)``."""
-        return self.fork(1, params, timeout=timeout)[0]
+        return self.fork(1, params, timeout=timeout, priority=priority, user=user)[0]
 
     def append(self, text: str) -> Branch:
         """A branch with given text added; computed together with what follows it."""
         self._check_open()
-        return Branch(self.engine, self.token_ids + self.engine.encode(text), text)
+        engine = self.engine
+        token_ids = self.token_ids + engine.encode(text)
+        return Branch(engine, token_ids, text, branch_id=engine.new_branch_id(self.branch_id))
 
-    def fork(self, n: int, params: SamplingParams | None = None, *, timeout: float | None = None) -> list[Branch]:
+    def fork(
+        self,
+        n: int,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        user: str = "",
+    ) -> list[Branch]:
         """Continue ``n`` times; each child is a branch of its own, which ends where its text ends.
 
         A stop string or EOS is not part of it, so that ``append`` and ``fork`` go on from the text.
 
         Args:
             timeout: seconds for all of them; what is not finished then is cancelled.
+            priority, user: as in ``Engine.generate``.
 
         Raises:
             RejectedError: the branch was closed, or cannot be continued so.
@@ -97,8 +146,15 @@ class Branch:
         engine = self.engine
         params = replace(params or SamplingParams(), n=n)
         ids = [engine.new_branch_id() for _ in range(n)]
-        handles = engine.submit_all(self.token_ids, params, branch=self.branch_id, children=ids)
-        outputs = engine.wait_for(handles, timeout)
+        try:
+            handles = engine.submit_all(
+                self.token_ids, params, branch=self.branch_id, children=ids, priority=priority, user=user
+            )
+            outputs = engine.wait_for(handles, timeout)
+        except BaseException:
+            for child in ids:
+                engine.drop_branch(child)  # some may have finished, and nobody gets them
+            raise
         return [
             Branch(engine, self.token_ids + engine.tokens_of_text(out), out.text, out, branch_id)
             for out, branch_id in zip(outputs, ids, strict=True)

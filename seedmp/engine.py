@@ -3,111 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 import secrets
 import shutil
-import subprocess
-import sys
-import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zmq
 
-from seedmp import errors, metrics
+from seedmp import metrics, observers
 from seedmp.branch import Branch
 from seedmp.config import EngineConfig, Placement, resolve_placement
+from seedmp.connection import Connection
+from seedmp.detokenize import Detokenizer
+from seedmp.drafts.base import DraftKind
 from seedmp.drafts.registry import DRAFT_KINDS, make_draft_kind
-from seedmp.errors import (
-    ConfigError,
-    EngineClosedError,
-    EngineDeadError,
-    RejectedError,
-    RequestError,
-    WorkerStartError,
-)
-from seedmp.ipc.channel import DealerChannel, receive_on_pipe, send_on_pipe
+from seedmp.encode import Encoder, as_list
+from seedmp.encode import Prompt as Prompt  # as the methods below name it
+from seedmp.errors import ConfigError, EngineClosedError, RejectedError, RequestTimeoutError
+from seedmp.in_flight import Job
 from seedmp.ipc.endpoints import make_runtime_dir
-from seedmp.ipc.messages import (
-    PROTOCOL_VERSION,
-    Cancel,
-    CloseBranches,
-    Committed,
-    EngineDown,
-    EngineHello,
-    EngineWelcome,
-    Failed,
-    Finished,
-    GroupStarted,
-    Score,
-    Scored,
-    Shutdown,
-    StatsQuery,
-    StatsReply,
-    Submit,
-    WorkerLost,
-    WorkerReady,
-)
 from seedmp.ipc.span_ring import SpanRing, ring_path
+from seedmp.launch import Launcher, LocalLauncher
 from seedmp.methods.registry import method_class
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, load_config, load_tokenizer
-from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk
+from seedmp.plan import Plan, read_plan
+from seedmp.request import RequestHandle, RequestOutput, StreamChunk
 from seedmp.sampling import MAX_SEED, SamplingParams
-from seedmp.stopping import cut_at_stop
-from seedmp.system import let_idle_threads_sleep
-from seedmp.trace import Activity, Span
+from seedmp.trace import Span
 
 if TYPE_CHECKING:
     from seedmp.profiling.profile import Profile
-    from seedmp.tuning.plan import Plan
 
-log = logging.getLogger(__name__)
-
-Prompt = str | Sequence[int]
-
-CLOSE_S = 6.0
-POLL_MS = 500
-STATS_S = 60.0
-
-
-@dataclass
-class _Pending:
-    """A request in flight, as the engine's thread sees it; enough to hand it to a new verifier."""
-
-    handle: RequestHandle
-    prompt: str | None
-    prompt_ids: tuple[int, ...]
-    params: SamplingParams
-    stream: int
-    index: int
-    submitted_ns: int
-    group: int
-    branch: int = 0
-    child: int = 0
-    token_ids: list[int] = field(default_factory=list)
-    text_len: int = 0
-
-
-@dataclass
-class _PendingScore:
-    """A scoring request in flight."""
-
-    future: Future[list[np.ndarray]]
-    message: Score
-    group: int
+START_S = 30.0  # added to ready_timeout_s, for starting the process that starts the workers
 
 
 class Engine:
@@ -121,6 +55,7 @@ class Engine:
         draft: the same for the draft; None is the bundled one (for ``eagle`` the bundled head), or the target itself
             for ``ar`` and ``ngram``.
         plan: what `seedmp tune` wrote, or its path: models and settings that are not given are the plan's.
+        launcher: starts the processes; None starts them on this machine.
         settings: fields of ``EngineConfig``.
 
     Raises:
@@ -128,20 +63,16 @@ class Engine:
         WorkerStartError: a process did not become ready.
     """
 
-    # Told of each engine that serves; what they return is called before it closes (`seedmp profile`).
-    on_open: ClassVar[list[Callable[[Engine], Callable[[], None]]]] = []
-
     def __init__(
         self,
         target: str | os.PathLike[str] | None = None,
         draft: str | os.PathLike[str] | None = None,
         *,
         plan: str | os.PathLike[str] | Plan | None = None,
+        launcher: Launcher | None = None,
         **settings: Any,
     ) -> None:
         if plan is not None:
-            from seedmp.tuning.plan import read_plan  # on first use
-
             models = [None if name is None else os.fspath(name) for name in (target, draft)]
             target, draft, settings = read_plan(plan).settings_for(models[0], models[1], settings)
         target_path = str(pair.TARGET) if target is None else os.fspath(target)
@@ -155,52 +86,32 @@ class Engine:
         draft_kind = make_draft_kind(self.config)
         draft_kind.check()
         self.folder = make_runtime_dir()
+        self._ending = contextlib.ExitStack()  # what close() does, last first
         try:
-            self._start_process()
-        except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-        self._finalizer = weakref.finalize(self, _abandon, self._process, self._to_supervisor, self.folder)
-        try:
-            self.vocab_size = draft_kind.vocab_size()
-            self.tokenizer = load_tokenizer(self.config.target)
-            if isinstance(self.config.placement, Placement) or self.config.placement != "auto":
-                resolve_placement(self.config)
-            self._io = _EngineThread(self)
-            self._io.thread.start()
-            self._io.wait_until_started(self.config.ready_timeout_s + 30)
-            self._before_close = [tell(self) for tell in Engine.on_open]
+            self._start(launcher or LocalLauncher(), draft_kind)
         except BaseException:
             self.close()
             raise
 
-    def _start_process(self) -> None:
-        """Start the supervisor, with a pipe each way; it forks the workers."""
-        env = dict(os.environ)
-        checkout = str(Path(__file__).resolve().parent.parent)
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, env.get("PYTHONPATH")]))
-        env.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not make a context before forking
-        let_idle_threads_sleep(env)
-        env["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # no loader threads in the process that forks
-        env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        env["TRANSFORMERS_VERBOSITY"] = "error"
-        env["TOKENIZERS_PARALLELISM"] = "false"
-        read_theirs, write_ours = os.pipe()
-        read_ours, write_theirs = os.pipe()
-        with open(self.folder / "supervisor.log", "w") as log_file:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "seedmp.workers.supervisor", "--folder", str(self.folder),
-                    "--engine-in", str(read_theirs), "--engine-out", str(write_theirs),
-                ],
-                stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, env=env, start_new_session=True,
-                pass_fds=(read_theirs, write_theirs),
-            )  # fmt: skip
-        os.close(read_theirs)
-        os.close(write_theirs)
-        self._to_supervisor = Connection(write_ours, readable=False)
-        self._from_supervisor = Connection(read_ours, writable=False)
-        self._to_supervisor.send_bytes(json.dumps(self.config.to_plain()).encode())
+    def _start(self, launcher: Launcher, draft_kind: DraftKind) -> None:
+        """Start the processes, load the tokenizer meanwhile, then wait until all groups serve."""
+        leftovers = contextlib.ExitStack()  # also undone when the engine is forgotten, so it does not know the engine
+        self._ending.callback(weakref.finalize(self, leftovers.close))
+        leftovers.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._launch = launcher.start(self.config, self.folder)
+        leftovers.callback(self._launch.stop)
+        self.vocab_size = draft_kind.vocab_size()
+        self.tokenizer = load_tokenizer(self.config.target)
+        if isinstance(self.config.placement, Placement) or self.config.placement != "auto":
+            resolve_placement(self.config)
+        self._encoder = Encoder(self.tokenizer, self.config.target)
+        self._detokenizer = Detokenizer(self.tokenizer)
+        ring = SpanRing(ring_path(self.folder, "engine"))
+        self._io = Connection(self._launch, self._detokenizer, ring)
+        self._ending.callback(self._io.stop, EngineClosedError("the engine was closed"))
+        self._io.start(self.config.ready_timeout_s + START_S)
+        for observer in tuple(observers.OBSERVERS):
+            self._ending.callback(observer(self))
 
     # --- generating -----------------------------------------------------------------------------
 
@@ -210,6 +121,8 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
+        priority: int = 0,
+        user: str = "",
     ) -> list[RequestOutput]:
         """Continue prompts; all at once, in the order given.
 
@@ -218,19 +131,25 @@ class Engine:
             params: the same for all; ``n`` outputs follow one another for each prompt, with ``best_of``
                 the likeliest first.
             timeout: seconds for the whole call.
+            priority: from -1000 to 1000. Under a policy that looks at it, a higher one is served sooner.
+            user: who asks, at most 256 characters; for policies that share between users.
 
         Raises:
+            RejectedError: a prompt or a parameter cannot be served.
             RequestTimeoutError: not all finished in time; the rest was cancelled.
             RequestError: a request failed; the others were cancelled.
         """
         params = params or SamplingParams()
-        if params.best_of is None:
-            handles = [handle for prompt in as_list(prompts) for handle in self.submit_all(prompt, params)]
-            return self.wait_for(handles, timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        drawn = replace(params, n=params.best_of, best_of=None)
-        handles = [handle for prompt in as_list(prompts) for handle in self.submit_all(prompt, drawn)]
+        drawn = params if params.best_of is None else replace(params, n=params.best_of, best_of=None)
+        handles = [
+            handle
+            for prompt in as_list(prompts)
+            for handle in self.submit_all(prompt, drawn, priority=priority, user=user)
+        ]
         outputs = self.wait_for(handles, timeout)
+        if params.best_of is None:
+            return outputs
         groups = [outputs[i : i + params.best_of] for i in range(0, len(outputs), params.best_of)]
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         return [out for group in groups for out in self.likeliest(group, params.n, left)]
@@ -260,8 +179,10 @@ class Engine:
         order = sorted(range(len(scored)), key=lambda i: (-means[i], i))
         return [scored[i] for i in order[:n]]
 
-    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
-        """Start one continuation and return at once.
+    def submit(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, user: str = ""
+    ) -> RequestHandle:
+        """Start one continuation and return at once; ``priority`` and ``user`` as in ``generate``.
 
         Raises:
             RejectedError: the prompt or the parameters cannot be served.
@@ -271,7 +192,7 @@ class Engine:
             raise RejectedError(
                 f"n={params.n}, best_of={params.best_of}: submit() starts one continuation; use generate()"
             )
-        return self.submit_all(prompt, params)[0]
+        return self.submit_all(prompt, params, priority=priority, user=user)[0]
 
     def submit_all(
         self,
@@ -281,8 +202,10 @@ class Engine:
         first_stream: int = 0,
         branch: int = 0,
         children: Sequence[int] = (),
+        priority: int = 0,
+        user: str = "",
     ) -> list[RequestHandle]:
-        """Start ``params.n`` continuations of one prompt, which share its KV.
+        """Start ``params.n`` continuations of one prompt, which share its KV; else as ``submit``.
 
         Args:
             first_stream: continuation i draws the noise of stream ``first_stream + i``.
@@ -298,22 +221,24 @@ class Engine:
             from seedmp.decoding.constraint import check_constraint  # imports torch
 
             check_constraint(params, self.tokenizer)
-        text, prompt_ids = self._encode(prompt)
-        if not prompt_ids:
-            raise RejectedError("the prompt is empty: at least one token is needed")
+        text, prompt_ids = self._encoder.encode_prompt(prompt)
         if params.seed is None:
             params = replace(params, seed=secrets.randbelow(MAX_SEED))
         one = replace(params, n=1)
-        return [
-            self._io.submit(
-                text, prompt_ids, one, first_stream + index, index, branch, children[index] if children else 0
+        jobs = [
+            Job(
+                text, prompt_ids, one, first_stream + index, index, branch, children[index] if children else 0,
+                priority, user,
             )
             for index in range(params.n)
-        ]
+        ]  # fmt: skip
+        return [self._io.submit(job) for job in jobs]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
-        """Chunks of one continuation as they are committed; leaving the loop early cancels it."""
-        handle = self.submit(prompt, params)
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, user: str = ""
+    ) -> Iterator[StreamChunk]:
+        """Chunks of one continuation as they are committed; leaving the loop early cancels it. Else as ``submit``."""
+        handle = self.submit(prompt, params, priority=priority, user=user)
         try:
             yield from handle
         finally:
@@ -325,8 +250,10 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
+        priority: int = 0,
+        user: str = "",
     ) -> RequestOutput:
-        """Answer a conversation, formatted by the model's own chat template.
+        """Answer a conversation, formatted by the model's own chat template; else as ``generate``.
 
         Args:
             messages: ``{"role": ..., "content": ...}`` dictionaries.
@@ -337,7 +264,7 @@ class Engine:
         if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
             raise RejectedError(f"the target {self.config.target!r} has no chat template: use generate() with a prompt")
         ids = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-        return self.generate([tuple(ids)], params, timeout=timeout)[0]
+        return self.generate([tuple(ids)], params, timeout=timeout, priority=priority, user=user)[0]
 
     def open(self, prompt: Prompt) -> Branch:
         """A branch: a committed token path that can be continued, forked and scored; its KV stays.
@@ -345,20 +272,16 @@ class Engine:
         Raises:
             RejectedError: the prompt is empty.
         """
-        text, ids = self._encode(prompt)
-        if not ids:
-            raise RejectedError("the prompt is empty: at least one token is needed")
+        text, ids = self._encoder.encode_prompt(prompt)
         return Branch(self, ids, text or "")
 
-    def new_branch_id(self) -> int:
-        """A number for a branch; unique in this engine, never 0."""
-        return self._io.new_branch_id()
+    def new_branch_id(self, parent: int = 0) -> int:
+        """A number for a branch; unique in this engine, never 0. ``parent`` is the open branch that it goes on from."""
+        return self._io.new_branch_id(parent)
 
     def drop_branch(self, branch_id: int, *, free: bool = False) -> None:
         """A branch will not be continued; ``free`` gives its KV back at once. Safe at any time, in any thread."""
-        self._io.dropped.append((branch_id, free))
-        if free:
-            self._io.wake()
+        self._io.drop_branch(branch_id, free=free)
 
     def score_ids(
         self,
@@ -386,7 +309,7 @@ class Engine:
         except FutureTimeoutError:
             if future.done():
                 raise
-            raise errors.RequestTimeoutError(f"not scored within {timeout} s") from None
+            raise RequestTimeoutError(f"not scored within {timeout} s") from None
 
     def submit_score(
         self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]], *, branch: int = 0
@@ -400,25 +323,11 @@ class Engine:
 
     def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """Token ids of text, as a continuation unless ``special`` tokens are asked for."""
-        if self.tokenizer is None:
-            raise RejectedError(f"the target {self.config.target!r} has no tokenizer: give token ids")
-        if not special and self._starts_words_with_blank:
-            anchor = tuple(self.tokenizer("\n", add_special_tokens=False).input_ids)
-            ids = tuple(self.tokenizer("\n" + text, add_special_tokens=False).input_ids)
-            if ids[: len(anchor)] == anchor:
-                return ids[len(anchor) :]
-        return tuple(self.tokenizer(text, add_special_tokens=special).input_ids)
-
-    @cached_property
-    def _starts_words_with_blank(self) -> bool:
-        """Whether the tokenizer puts a blank before a text's first word (SentencePiece); wrong in a continuation."""
-        assert self.tokenizer is not None
-        first = self.tokenizer("x", add_special_tokens=False).input_ids[:1]
-        return bool(first) and str(self.tokenizer.convert_ids_to_tokens(first)[0]).startswith("\u2581")
+        return self._encoder.encode(text, special=special)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out; empty without a tokenizer."""
-        return "" if self.tokenizer is None else str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return self._detokenizer.decode(token_ids)
 
     def tokens_of_text(self, output: RequestOutput) -> tuple[int, ...]:
         """The tokens of an output's text: without EOS and without what belongs to the stop string."""
@@ -431,13 +340,6 @@ class Engine:
             return ids
         ids = ids[:-1]  # the stop string begins inside the last token
         return ids + self.encode(text[len(self.decode(ids)) :])
-
-    def _encode(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
-        if isinstance(prompt, str):
-            return prompt, self.encode(prompt, special=True) if prompt else ()
-        if not isinstance(prompt, Sequence) or not all(isinstance(i, int | np.integer) for i in prompt):
-            raise RejectedError(f"a prompt of type {type(prompt).__name__}: must be str or a sequence of token ids")
-        return None, tuple(int(i) for i in prompt)
 
     # --- looking in -----------------------------------------------------------------------------
 
@@ -468,7 +370,7 @@ class Engine:
 
     def worker_pids(self) -> dict[str, int]:
         """Process ids of the workers that are ready, by name, and of the supervisor."""
-        return {**self._io.pids, "supervisor": self._process.pid}
+        return {**self._io.pids, **self._launch.pids}
 
     def profile(self, folder: str | os.PathLike[str]) -> Profile:
         """``with engine.profile("out/") as profile:`` watch every process, then write into the folder what each did.
@@ -486,36 +388,13 @@ class Engine:
 
     def close(self) -> None:
         """End all processes and remove sockets and shared memory; pending requests raise EngineClosedError."""
-        try:
-            while getattr(self, "_before_close", None):
-                self._before_close.pop()()
-        finally:
-            self._close()
-
-    def _close(self) -> None:
-        if hasattr(self, "_io"):
-            self._io.stop(EngineClosedError("the engine was closed"))
-        self._finalizer()
+        self._ending.close()
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _abandon(process: subprocess.Popen[bytes], to_supervisor: Connection, folder: Path) -> None:
-    """End the supervisor, which ends the workers; then make sure that nothing is left."""
-    if not to_supervisor.closed:
-        with contextlib.suppress(OSError):  # it may be gone already
-            send_on_pipe(to_supervisor, Shutdown())
-        to_supervisor.close()
-    try:
-        process.wait(CLOSE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()  # the workers follow it
-        process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _default_draft(target: str | os.PathLike[str] | None, method: object) -> str:
@@ -526,347 +405,3 @@ def _default_draft(target: str | os.PathLike[str] | None, method: object) -> str
     """
     kind = DRAFT_KINDS.load(method_class("mcsd" if method is None else method).draft_kind)
     return kind.default_for(None if target is None else os.fspath(target))
-
-
-def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    """One prompt, or several, as a list."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer)):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
-
-
-class _EngineThread:
-    """Owns the engine's sockets and everything in flight; one thread, talked to through a queue."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.config = engine.config
-        self.tokenizer = engine.tokenizer
-        self.process = engine._process
-        self.from_supervisor = engine._from_supervisor
-        self.thread = threading.Thread(target=self._run, name="seedmp-engine", daemon=True)
-        self.lock = threading.Lock()  # guards what the user's threads touch: orders, pending, dead
-        self.orders: list[Any] = []
-        self.wake_read, wake_write = os.pipe()
-        self.wake_write: int | None = wake_write  # None once the thread has ended
-        self.pending: dict[int, _Pending | _PendingScore] = {}
-        self.queries: dict[int, Future[StatsReply]] = {}
-        self.next_id = 0
-        self.dead: BaseException | None = None
-        self.started = threading.Event()
-        self.channels: dict[int, DealerChannel] = {}
-        self.pids: dict[str, int] = {}
-        self.num_lost = 0
-        self.dropped: deque[tuple[int, bool]] = deque()  # branches; filled by any thread, a finalizer too
-        self.num_expected = self.config.num_groups
-        self.ring = SpanRing(ring_path(engine.folder, "engine"))
-
-    # --- called from the user's threads ------------------------------------------------------------
-
-    def wait_until_started(self, timeout_s: float) -> None:
-        """Until every group serves.
-
-        Raises:
-            the error that the supervisor reported, or WorkerStartError after the time.
-        """
-        if not self.started.wait(timeout_s):
-            raise WorkerStartError(f"the workers were not ready within {timeout_s:.0f} s")
-        if self.dead is not None:
-            raise self.dead
-
-    def submit(
-        self,
-        prompt: str | None,
-        prompt_ids: tuple[int, ...],
-        params: SamplingParams,
-        stream: int,
-        index: int,
-        branch: int,
-        child: int,
-    ) -> RequestHandle:
-        with self.lock:
-            self._check_alive()
-            request_id = self._take_id()
-            handle = RequestHandle(request_id, self._request_cancel)
-            loads = dict.fromkeys(range(self.num_expected), 0)
-            for other in self.pending.values():
-                loads[other.group] += 1
-            group = min(loads, key=lambda g: loads[g])
-            pending = self.pending[request_id] = _Pending(
-                handle, prompt, prompt_ids, params, stream, index, time.monotonic_ns(), group, branch, child
-            )
-            self._order(group, _submit(request_id, pending))
-        return handle
-
-    def score(
-        self, prompt_ids: tuple[int, ...], flat: tuple[int, ...], lengths: tuple[int, ...], branch: int
-    ) -> Future[list[np.ndarray]]:
-        with self.lock:
-            self._check_alive()
-            request_id = self._take_id()
-            future: Future[list[np.ndarray]] = Future()
-            message = Score(request_id, prompt_ids, flat, lengths, branch)
-            self.pending[request_id] = _PendingScore(future, message, 0)
-            self._order(0, message)
-        return future
-
-    def query(self, *, with_spans: bool, reset: bool) -> list[StatsReply]:
-        futures = []
-        with self.lock:
-            self._check_alive()
-            for group in range(self.num_expected):
-                query_id = self._take_id()
-                future: Future[StatsReply] = Future()
-                self.queries[query_id] = future
-                futures.append(future)
-                self._order(group, StatsQuery(query_id, with_spans, reset))
-        try:
-            return [future.result(STATS_S) for future in futures]
-        except FutureTimeoutError:
-            raise EngineDeadError(f"the verifier did not answer within {STATS_S:.0f} s") from None
-
-    def stop(self, why: BaseException) -> None:
-        with self.lock:
-            if self.dead is None:
-                self.dead = why
-            self._wake()
-        if self.thread.is_alive() and self.thread is not threading.current_thread():
-            self.thread.join(CLOSE_S)
-
-    def _request_cancel(self, request_id: int) -> None:
-        with self.lock:
-            pending = self.pending.get(request_id)
-            if pending is not None and self.dead is None:
-                self._order(pending.group, Cancel(request_id))
-
-    def _check_alive(self) -> None:
-        if self.dead is not None:
-            raise type(self.dead)(str(self.dead)) from self.dead
-
-    def new_branch_id(self) -> int:
-        with self.lock:
-            return self._take_id()
-
-    def wake(self) -> None:
-        with self.lock:
-            self._wake()
-
-    def _take_id(self) -> int:
-        self.next_id += 1
-        return self.next_id
-
-    def _order(self, group: int, msg: Any) -> None:
-        self.orders.append((group, msg))
-        self._wake()
-
-    def _wake(self) -> None:
-        """Make the thread look at its orders; the lock is held."""
-        if self.wake_write is not None:
-            os.write(self.wake_write, b"x")
-
-    # --- the thread -----------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        context = zmq.Context()
-        try:
-            self._serve(context)
-        except EngineDeadError as error:
-            self._die(error)
-        except Exception as error:
-            log.exception("the engine's thread failed")
-            self._die(EngineDeadError(f"the engine's thread failed: {type(error).__name__}: {error}"))
-        finally:
-            for channel in self.channels.values():
-                channel.close()
-            context.term()
-            self._die(self.dead or EngineDeadError("the engine's thread ended"))
-            with self.lock:
-                assert self.wake_write is not None
-                os.close(self.wake_write)
-                os.close(self.wake_read)
-                self.wake_write = None
-            self.from_supervisor.close()
-            self.ring.close()
-
-    def _serve(self, context: zmq.Context[Any]) -> None:
-        while self.dead is None:
-            poller = zmq.Poller()
-            poller.register(self.wake_read, zmq.POLLIN)
-            poller.register(self.from_supervisor.fileno(), zmq.POLLIN)
-            for channel in self.channels.values():
-                poller.register(channel.socket, zmq.POLLIN)
-            channels = self.channels.values()
-            self.ring.count_bytes(sum(c.bytes_in for c in channels), sum(c.bytes_out for c in channels))
-            self.ring.enter(Activity.IDLE)
-            ready = dict(poller.poll(POLL_MS))
-            self.ring.enter(Activity.IPC)
-            if self.wake_read in ready:
-                os.read(self.wake_read, 4096)
-            if self.from_supervisor.fileno() in ready:
-                self._read_supervisor(context)
-            for channel in list(self.channels.values()):
-                messages = channel.receive_all()
-                self.ring.enter(Activity.COMMIT)
-                for msg in messages:
-                    self._on_message(msg)
-                self.ring.enter(Activity.IPC)
-            self._send_dropped()
-            self._send_orders()
-
-    def _send_dropped(self) -> None:
-        dropped = [self.dropped.popleft() for _ in range(len(self.dropped))]
-        for free in (True, False):
-            ids = tuple(branch_id for branch_id, wants_free in dropped if wants_free is free)
-            for channel in self.channels.values() if ids else ():
-                channel.send(CloseBranches(ids, free))
-
-    def _send_orders(self) -> None:
-        with self.lock:
-            orders, self.orders = self.orders, []
-            for group, msg in orders:
-                channel = self.channels.get(group)
-                if channel is not None:
-                    channel.send(msg)
-                elif not isinstance(msg, Submit | Score):  # those are sent again when the group is back
-                    self.orders.append((group, msg))
-
-    def _read_supervisor(self, context: zmq.Context[Any]) -> None:
-        try:
-            while self.from_supervisor.poll():
-                self._on_supervisor_message(receive_on_pipe(self.from_supervisor), context)
-        except (EOFError, OSError):
-            if self.dead is None:
-                raise EngineDeadError("the supervisor process is gone") from None
-
-    def _on_supervisor_message(self, msg: Any, context: zmq.Context[Any]) -> None:
-        if isinstance(msg, WorkerReady):
-            self.pids[msg.worker] = msg.pid
-        elif isinstance(msg, WorkerLost):
-            log.warning("%s died (exit code %d)", msg.worker, msg.exitcode)
-            self.num_lost += 1
-            self.pids.pop(msg.worker, None)
-            if msg.worker.startswith("verifier-"):
-                channel = self.channels.pop(int(msg.worker.partition("-")[2]), None)
-                if channel is not None:
-                    channel.close()
-        elif isinstance(msg, GroupStarted):
-            self._connect(msg, context)
-        elif isinstance(msg, EngineDown):
-            self._die(_error_of(msg))
-
-    def _connect(self, msg: GroupStarted, context: zmq.Context[Any]) -> None:
-        """Open the link to a verifier; what was in flight goes on from its committed tokens."""
-        channel = DealerChannel(context, msg.endpoint, f"engine-{os.getpid()}-{secrets.token_hex(4)}".encode())
-        channel.send(EngineHello(PROTOCOL_VERSION))
-        with self.lock:
-            self.orders = [order for order in self.orders if not isinstance(order[1], Submit | Score)]
-            for request_id, pending in self.pending.items():
-                if pending.group != msg.group:
-                    continue
-                if isinstance(pending, _PendingScore):
-                    channel.send(pending.message)
-                else:
-                    channel.send(_submit(request_id, pending))
-            self.channels[msg.group] = channel
-        if len(self.channels) == self.num_expected:
-            self.started.set()
-
-    def _on_message(self, msg: Any) -> None:
-        if isinstance(msg, Committed):
-            pending = self.pending.get(msg.request_id)
-            if isinstance(pending, _Pending):
-                self._commit(pending, msg)
-        elif isinstance(msg, Finished):
-            self._finish(msg)
-        elif isinstance(msg, Failed):
-            self._fail(msg.request_id, getattr(errors, msg.kind, RequestError)(msg.text))
-        elif isinstance(msg, Scored):
-            with self.lock:
-                scored = self.pending.get(msg.request_id)
-            if isinstance(scored, _PendingScore) and not scored.future.done():  # its owner may have cancelled it
-                ends = np.cumsum(scored.message.lengths)[:-1]
-                scored.future.set_result(np.split(np.array(msg.logprobs), ends))
-        elif isinstance(msg, StatsReply):
-            future = self.queries.pop(msg.query_id, None)
-            if future is not None:
-                future.set_result(msg)
-        elif isinstance(msg, EngineWelcome) and msg.protocol_version != PROTOCOL_VERSION:
-            self._die(EngineDeadError(f"the verifier speaks protocol {msg.protocol_version}, not {PROTOCOL_VERSION}"))
-
-    def _commit(self, pending: _Pending, msg: Committed) -> None:
-        pending.token_ids += msg.token_ids
-        text = self._new_text(pending, is_last=False) if pending.handle.is_followed else ""
-        pending.handle.push(StreamChunk(text, msg.token_ids))
-
-    def _new_text(self, pending: _Pending, *, is_last: bool, stop: str = "") -> str:
-        """Text not streamed yet: complete characters, nothing that may turn out to be a stop string."""
-        if self.tokenizer is None:
-            return ""
-        text = cut_at_stop(str(self.tokenizer.decode(pending.token_ids, skip_special_tokens=True)), stop)
-        if not is_last:
-            whole = [at for candidate in pending.params.stop if (at := text.find(candidate)) >= 0]
-            held_back = max(map(len, pending.params.stop), default=1) - 1
-            text = text.rstrip("\ufffd")
-            text = text[: max(0, min([len(text) - held_back, *whole]))]
-        new, pending.text_len = text[pending.text_len :], max(pending.text_len, len(text))
-        return new
-
-    def _finish(self, msg: Finished) -> None:
-        with self.lock:
-            pending = self.pending.pop(msg.request_id, None)
-        if isinstance(pending, _PendingScore):
-            return
-        if not isinstance(pending, _Pending):
-            return
-        rest = self._new_text(pending, is_last=True, stop=msg.stop)
-        if rest:
-            pending.handle.push(StreamChunk(rest, ()))
-        text = ""
-        if self.tokenizer is not None:
-            text = cut_at_stop(str(self.tokenizer.decode(pending.token_ids, skip_special_tokens=True)), msg.stop)
-        cost = RequestMetrics.of(msg.counters, pending.submitted_ns, msg.finished_ns)
-        assert pending.params.seed is not None
-        pending.handle.finish(
-            RequestOutput(
-                pending.prompt, pending.prompt_ids, text, tuple(pending.token_ids), msg.reason,
-                pending.params.seed, pending.index, cost,
-            )
-        )  # fmt: skip
-
-    def _fail(self, request_id: int, error: BaseException) -> None:
-        with self.lock:
-            pending = self.pending.pop(request_id, None)
-        if isinstance(pending, _Pending):
-            pending.handle.finish(error)
-        elif isinstance(pending, _PendingScore) and not pending.future.done():
-            pending.future.set_exception(error)
-
-    def _die(self, why: BaseException) -> None:
-        """Nothing will be served any more: everybody who waits is told."""
-        with self.lock:
-            if self.dead is None:
-                self.dead = why
-            ids, queries = list(self.pending), list(self.queries.values())
-            self.queries.clear()
-        for request_id in ids:
-            error = type(self.dead)(str(self.dead))
-            error.__cause__ = self.dead
-            self._fail(request_id, error)
-        for future in queries:
-            if not future.done():
-                future.set_exception(self.dead)
-        self.started.set()
-
-
-def _submit(request_id: int, pending: _Pending) -> Submit:
-    return Submit(
-        request_id, pending.stream, pending.prompt_ids, tuple(pending.token_ids), pending.params,
-        pending.branch, pending.child,
-    )  # fmt: skip
-
-
-def _error_of(msg: EngineDown) -> BaseException:
-    if msg.kind == "ConfigError":
-        return ConfigError(msg.text.partition("ConfigError: ")[2] or msg.text)
-    if msg.kind == "WorkerStartError":
-        return WorkerStartError(msg.text, msg.worker, msg.last_log)
-    return EngineDeadError(f"{msg.text}\n{msg.last_log}".strip())

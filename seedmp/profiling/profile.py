@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.measuring.node import describe_node
+from seedmp.observers import ObservedEngine, observing
 from seedmp.profiling import chrome_trace, report, timeline
 from seedmp.profiling.findings import diagnose
 from seedmp.profiling.gpus import mps_state
 from seedmp.profiling.sampler import PERIOD_S, ProcessRecord, Sampler
 from seedmp.system import usable_cores
-
-if TYPE_CHECKING:
-    from seedmp.engine import Engine
 
 
 @dataclass
@@ -64,7 +62,7 @@ class Profile:
         ConfigError: the folder cannot be written; nothing has been run then.
     """
 
-    def __init__(self, engine: Engine, folder: str | os.PathLike[str], *, period_s: float = PERIOD_S) -> None:
+    def __init__(self, engine: ObservedEngine, folder: str | os.PathLike[str], *, period_s: float = PERIOD_S) -> None:
         self.engine = engine
         self.folder = check_folder(folder)
         self.period_s = period_s
@@ -146,23 +144,20 @@ def profile_engines(folder: str | os.PathLike[str], *, period_s: float = PERIOD_
     Raises:
         ConfigError: the folder cannot be written.
     """
-    from seedmp.engine import Engine
-
     path = check_folder(folder)
     profiles: list[Profile] = []
 
-    def opened(engine: Engine) -> Any:
+    def opened(engine: ObservedEngine) -> Callable[[], None]:
         place = path if not profiles else path / f"engine-{len(profiles) + 1}"
         profile = Profile(engine, place, period_s=period_s)
         profiles.append(profile)
         profile.__enter__()
         return profile.stop
 
-    Engine.on_open.append(opened)
     try:
-        yield profiles
+        with observing(opened):
+            yield profiles
     finally:
-        Engine.on_open.remove(opened)
         for profile in profiles:
             profile.stop()
 

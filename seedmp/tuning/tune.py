@@ -34,6 +34,7 @@ from seedmp.measuring.progress import Progress
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, load_config, load_tokenizer
 from seedmp.models.packed import max_positions
+from seedmp.plan import Figures, Plan
 from seedmp.request import RequestOutput
 from seedmp.sampling import SamplingParams
 from seedmp.simulation.costs import Costs, load_costs
@@ -45,7 +46,6 @@ from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.tree_cost import Fleet, RoundPolicy, choose_tree
 from seedmp.tuning.acceptance import Acceptance, Drawing, Law, along_texts, from_stats
 from seedmp.tuning.measure import BRANCHES, ROWS, LoadedPair, measure_costs, num_slots
-from seedmp.tuning.plan import Figures, Plan
 
 PAYS = 0.03  # speculation must gain so much over plain decoding to be the plan
 UNSTEADY = 0.4  # (fastest - slowest repeat) ÷ median: beyond that people are warned

@@ -16,6 +16,7 @@ import pytest
 from seedmp import Engine, SamplingParams
 from seedmp.commands import main as cli
 from seedmp.errors import ConfigError
+from seedmp.observers import OBSERVERS
 from seedmp.profiling.profile import profile_engines
 from seedmp.simulation.costs import load_costs
 from seedmp.simulation.simulate import Workload, simulate
@@ -91,7 +92,7 @@ def test_an_engine_may_close_inside_a_profile(tmp_path: Path) -> None:
     (profile,) = profiles
     assert profile.data is not None and profile.data.stats["committed_tokens"] == 24
     assert not (tmp_path / "costs.json").exists(), "no draft, no price of drafting"
-    assert not Engine.on_open
+    assert not OBSERVERS
 
 
 def test_the_command_refuses_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from seedmp.commands import main as cli
 from seedmp.engine import Engine
+from seedmp.plan import Plan, load_plan
 from seedmp.sampling import SamplingParams
-from seedmp.tuning.plan import Plan, load_plan
 
 SETTINGS = ("--quick", "--branches", "2", "--max-tokens", "12", "--repeats", "1", "--drafts", "1", "--dtype", "float32")
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)

@@ -49,26 +49,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drafts": {"config", "draft_order", "ipc", "models", "workers"},
     "workers": PLAIN
     | {"methods", "drafts", "ipc", "kv", "draft_order", "models", "decoding", "scheduler", "token_tree", "request"},
-    "branch": {"engine", "request", "sampling"},
-    # decoding.constraint: a broken constraint is refused before any work. profiling: Engine.profile.
-    # tuning.plan: Engine(plan=...). system: how workers' idle threads wait.
+    "branch": {"request", "sampling"},
+    # settings by name, the bundled pair, the cores of this node, what a method's drafts are
+    "plan": {"config", "methods", "models", "system"},
+    "observers": {"config"},
+    "encode": set(),
+    "detokenize": {"stopping"},
+    "launch": {"config", "ipc", "system"},  # starts seedmp.workers by name
+    "in_flight": {"sampling", "request", "detokenize", "ipc"},
+    "connection": {"trace", "request", "detokenize", "in_flight", "launch", "ipc"},
+    # decoding.constraint: a broken constraint is refused before any work. profiling.profile: Engine.profile; that
+    # module knows observers, not the engine.
     "engine": PLAIN
     | {
+        "ipc",
+        "request",
         "methods",
         "drafts",
-        "ipc",
-        "kv",
-        "workers",
-        "request",
         "models",
-        "token_tree",
-        "stopping",
         "branch",
         "decoding",
         "profiling",
+        "plan",
+        "observers",
+        "encode",
     }
-    | {"tuning", "system"},
-    "async_engine": PLAIN | {"engine", "request"},
+    | {"encode", "detokenize", "in_flight", "connection", "launch"},
+    "async_engine": PLAIN | {"engine", "request", "encode"},
     # search.task and search.thought_tree alone (tested below): what a task implements.
     "tasks": {"search"},
     "search": {"engine", "request", "sampling", "metrics"},  # knows no task: users bring their own

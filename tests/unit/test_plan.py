@@ -12,8 +12,8 @@ import pytest
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError
 from seedmp.models import pair
+from seedmp.plan import Figures, Plan, load_plan, read_plan
 from seedmp.system import affinity_cores
-from seedmp.tuning.plan import Figures, Plan, load_plan, read_plan
 
 FAST, SLOW = Figures(150.0, 140.0, 160.5, 5), Figures(100.0, 90.0, 110.0, 5)
 TREE = {"method": "sequoia", "growmap": (2, 1, 0, 0), "num_drafts": 2, "policy": "fcfs", "target_threads": 1}
