@@ -4,52 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from seedmp.config import EngineConfig
+from seedmp.config import EngineConfig, resolve_placement
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.measuring.node import describe_node
 from seedmp.profiling import chrome_trace, report, timeline
+from seedmp.profiling.data import ProfileData
 from seedmp.profiling.findings import diagnose
 from seedmp.profiling.gpus import mps_state
-from seedmp.profiling.sampler import PERIOD_S, ProcessRecord, Sampler
+from seedmp.profiling.sampler import PERIOD_S, Sampler
 from seedmp.system import usable_cores
 
 if TYPE_CHECKING:
     from seedmp.engine import Engine
-
-
-@dataclass
-class ProfileData:
-    """A finished profile.
-
-    Args:
-        stats: growth of ``Engine.stats`` during the profile; empty if the engine was closed or died in it.
-        shares_gpu: whether target and drafts are on one GPU.
-    """
-
-    start_ns: int
-    end_ns: int
-    processes: list[ProcessRecord]
-    config: EngineConfig
-    node: dict[str, Any]
-    cores: float
-    stats: dict[str, float] = field(default_factory=dict)
-    shares_gpu: bool = False
-    mps: str = "unknown"
-
-    @property
-    def wall_s(self) -> float:
-        return (self.end_ns - self.start_ns) / 1e9
-
-    def of_kind(self, kind: str) -> list[ProcessRecord]:
-        """Processes whose name begins so: engine, verifier, draft, supervisor."""
-        return [process for process in self.processes if process.name.startswith(kind)]
 
 
 class Profile:
@@ -139,36 +110,6 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-@contextmanager
-def profile_engines(folder: str | os.PathLike[str], *, period_s: float = PERIOD_S) -> Iterator[list[Profile]]:
-    """Profile every engine that is opened inside, each until it is closed: the first into ``folder``, others below it.
-
-    Raises:
-        ConfigError: the folder cannot be written.
-    """
-    from seedmp.engine import Engine
-
-    path = check_folder(folder)
-    profiles: list[Profile] = []
-
-    def opened(engine: Engine) -> Any:
-        place = path if not profiles else path / f"engine-{len(profiles) + 1}"
-        profile = Profile(engine, place, period_s=period_s)
-        profiles.append(profile)
-        profile.__enter__()
-        return profile.stop
-
-    Engine.on_open.append(opened)
-    try:
-        yield profiles
-    finally:
-        Engine.on_open.remove(opened)
-        for profile in profiles:
-            profile.stop()
-
-
 def _shares_gpu(config: EngineConfig) -> bool:
-    from seedmp.config import resolve_placement
-
     placement = resolve_placement(config)
     return placement.target != "cpu" and placement.target in placement.drafts

@@ -16,7 +16,7 @@ import pytest
 from seedmp import Engine, SamplingParams
 from seedmp.commands import main as cli
 from seedmp.errors import ConfigError
-from seedmp.profiling.profile import profile_engines
+from seedmp.profiling.engines import profile_engines
 from seedmp.simulation.costs import load_costs
 from seedmp.simulation.simulate import Workload, simulate
 from tests.unit.test_profile import check_trace
