@@ -61,8 +61,9 @@ class TreeOfThoughts:
         if evaluate is None:
             evaluate = make_evaluators(defaults.evaluate, defaults.num_values)
         self.evaluators = tuple(evaluate) if isinstance(evaluate, Sequence) else (evaluate,)
-        for part in (self.generate, *self.evaluators):
-            part.check(task)
+        self.generate.check(task)
+        for evaluator in self.evaluators:
+            evaluator.check(task)
         self.seed = seed
         self.budget = budget or Budget()
         self.barrier = barrier
