@@ -19,18 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from seedmp import metrics
+from seedmp.checks import check_one_of, check_whole
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError
-from seedmp.search.evaluators import AnyEvaluator, NoValue, RandomValue
-from seedmp.search.generators import Generator, Propose, Sample
+from seedmp.search.evaluators import EVALUATORS, Evaluator, NoValue, make_evaluators
+from seedmp.search.generators import Generator, Sample, make_generator
 from seedmp.search.live import LiveView
+from seedmp.search.result import SearchResult
+from seedmp.search.run import Budget, SearchRun
 from seedmp.search.strategies import BFS, DFS, MCTS, BestFirst, Strategy
 from seedmp.search.task import Task
-from seedmp.search.tree_of_thoughts import EVALUATORS, Budget, SearchResult, SearchRun, TreeOfThoughts
+from seedmp.search.tree_of_thoughts import TreeOfThoughts
 from seedmp.tasks.registry import get_task
 
 SEARCHES = ("bfs", "dfs", "best-first", "mcts", "greedy")
-EVALUATIONS = (*EVALUATORS, "random")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class SolveOptions:
         limit: problems at most.
         search: one of ``SEARCHES``; ``greedy`` is a chain without search, for comparison.
         beam, thoughts, temperature, depth: of the search.
-        evaluate: one of ``EVALUATIONS``.
+        evaluate: one of ``EVALUATORS``.
         values: answers or votes asked for a value.
         seeds: each problem is solved so many times, with seeds ``seed``, ``seed + 1``, ...
         task_options: options of the task, by name.
@@ -69,14 +71,12 @@ class SolveOptions:
     engine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, allowed in {"search": SEARCHES, "evaluate": (None, *EVALUATIONS)}.items():
-            if getattr(self, name) not in allowed:
-                known = ", ".join(str(item) for item in allowed if item)
-                raise ConfigError(f"{name}={getattr(self, name)!r}: must be one of {known}")
+        check_one_of("search", self.search, SEARCHES)
+        if self.evaluate is not None:
+            check_one_of("evaluate", self.evaluate, EVALUATORS)
         for name in ("beam", "thoughts", "depth", "values", "seeds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value}: must be a whole number >= 1")
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value, 1)
 
     def make_task(self, *, chat: bool) -> Task[Any]:
         """The task, in the words that a model understands."""
@@ -105,17 +105,13 @@ class SolveOptions:
             return Sample(1, 0.0)
         defaults = task.defaults
         temperature = defaults.temperature if self.temperature is None else self.temperature
-        kind = Propose if defaults.generate == "propose" else Sample
-        return kind(self.thoughts or defaults.num_thoughts, temperature)
+        return make_generator(defaults.generate, self.thoughts or defaults.num_thoughts, temperature)
 
-    def make_evaluators(self, task: Task[Any]) -> list[AnyEvaluator]:
+    def make_evaluators(self, task: Task[Any]) -> list[Evaluator]:
         """How thoughts are valued, level by level."""
         if self.search == "greedy":
             return [NoValue()]
-        names = self.evaluate or task.defaults.evaluate
-        num = self.values or task.defaults.num_values
-        make = EVALUATORS | {"random": lambda n: RandomValue()}
-        return [make[name](num) for name in ([names] if isinstance(names, str) else names)]
+        return make_evaluators(self.evaluate or task.defaults.evaluate, self.values or task.defaults.num_values)
 
 
 @dataclass(frozen=True)
@@ -163,8 +159,7 @@ def run_solve(
             any model is loaded.
     """
     console = console or Console()
-    if concurrency < 1:
-        raise ConfigError(f"concurrency={concurrency}: must be a whole number >= 1")
+    check_whole("concurrency", concurrency, 1)
     task = options.make_task(chat=False)
     problems = task.load(Path(options.data) if options.data else None, options.limit)
     for make in (options.make_strategy, options.make_generator, options.make_evaluators):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from seedmp.errors import ConfigError
 from seedmp.profiling import overhead
-from seedmp.profiling.profile import check_folder, profile_engines
+from seedmp.profiling.engines import profile_engines
+from seedmp.profiling.profile import check_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

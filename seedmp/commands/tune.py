@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         if args.json.resolve() == args.out.resolve():
             raise ConfigError(f"{args.out}: --out and --json are the same file")
     # Only now: loading torch reads the setting above.
-    from seedmp.tuning.tune import TuneOptions, num_steps, tune
+    from seedmp.tuning.options import TuneOptions
+    from seedmp.tuning.tune import num_steps, tune
 
     names = (
         "target", "draft", "target_shape", "draft_shape", "dtype", "data", "branches", "temperature", "method",

@@ -6,15 +6,13 @@ queue, i being a lane in which waits do not overlap. Counters: CPU share, PSS, R
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from seedmp.profiling.data import ProfileData
 from seedmp.profiling.sampler import ProcessRecord
 from seedmp.trace import Activity
-
-if TYPE_CHECKING:
-    from seedmp.profiling.profile import ProfileData
 
 MAX_EVENTS = 300_000  # a viewer takes no more; the shortest spans are left out first
 FIRST_LANE = 100

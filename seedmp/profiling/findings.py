@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from seedmp import metrics
 from seedmp.config import Schedule
+from seedmp.profiling.data import ProfileData
 from seedmp.profiling.sampler import ProcessRecord
 from seedmp.trace import Activity, Span
-
-if TYPE_CHECKING:
-    from seedmp.profiling.profile import ProfileData
 
 BOUND = 0.8  # a process that works more than this limits the run
 SLACK = 0.5  # one that works less has time to spare

@@ -4,50 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from seedmp.config import EngineConfig
+from seedmp.config import EngineConfig, resolve_placement
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.measuring.node import describe_node
-from seedmp.observers import ObservedEngine, observing
+from seedmp.observers import ObservedEngine
 from seedmp.profiling import chrome_trace, report, timeline
+from seedmp.profiling.data import ProfileData
 from seedmp.profiling.findings import diagnose
 from seedmp.profiling.gpus import mps_state
-from seedmp.profiling.sampler import PERIOD_S, ProcessRecord, Sampler
+from seedmp.profiling.sampler import PERIOD_S, Sampler
 from seedmp.system import usable_cores
-
-
-@dataclass
-class ProfileData:
-    """A finished profile.
-
-    Args:
-        stats: growth of ``Engine.stats`` during the profile; empty if the engine was closed or died in it.
-        shares_gpu: whether target and drafts are on one GPU.
-    """
-
-    start_ns: int
-    end_ns: int
-    processes: list[ProcessRecord]
-    config: EngineConfig
-    node: dict[str, Any]
-    cores: float
-    stats: dict[str, float] = field(default_factory=dict)
-    shares_gpu: bool = False
-    mps: str = "unknown"
-
-    @property
-    def wall_s(self) -> float:
-        return (self.end_ns - self.start_ns) / 1e9
-
-    def of_kind(self, kind: str) -> list[ProcessRecord]:
-        """Processes whose name begins so: engine, verifier, draft, supervisor."""
-        return [process for process in self.processes if process.name.startswith(kind)]
 
 
 class Profile:
@@ -137,33 +107,6 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-@contextmanager
-def profile_engines(folder: str | os.PathLike[str], *, period_s: float = PERIOD_S) -> Iterator[list[Profile]]:
-    """Profile every engine that is opened inside, each until it is closed: the first into ``folder``, others below it.
-
-    Raises:
-        ConfigError: the folder cannot be written.
-    """
-    path = check_folder(folder)
-    profiles: list[Profile] = []
-
-    def opened(engine: ObservedEngine) -> Callable[[], None]:
-        place = path if not profiles else path / f"engine-{len(profiles) + 1}"
-        profile = Profile(engine, place, period_s=period_s)
-        profiles.append(profile)
-        profile.__enter__()
-        return profile.stop
-
-    try:
-        with observing(opened):
-            yield profiles
-    finally:
-        for profile in profiles:
-            profile.stop()
-
-
 def _shares_gpu(config: EngineConfig) -> bool:
-    from seedmp.config import resolve_placement
-
     placement = resolve_placement(config)
     return placement.target != "cpu" and placement.target in placement.drafts

@@ -5,16 +5,14 @@ from __future__ import annotations
 import statistics
 from dataclasses import asdict
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from seedmp import metrics
+from seedmp.profiling.data import ProfileData
 from seedmp.profiling.findings import Finding, measure_busy
 from seedmp.profiling.sampler import ProcessRecord, Sample
 from seedmp.simulation.costs import Costs, Curve, chain_acceptance
 from seedmp.trace import Activity
-
-if TYPE_CHECKING:
-    from seedmp.profiling.profile import ProfileData
 
 FORMAT = 1
 MIB = 2**20

@@ -6,17 +6,14 @@ all dozens took longer; beside each row stands the process's share of the whole 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 import numpy as np
 
 from seedmp.profiling.chrome_trace import lanes
+from seedmp.profiling.data import ProfileData
 from seedmp.profiling.sampler import ProcessRecord, clip
 from seedmp.trace import Activity
-
-if TYPE_CHECKING:
-    from seedmp.profiling.profile import ProfileData
 
 NUM_FORWARDS = 12
 WIDTH, LEFT, RIGHT, TOP = 1080.0, 92.0, 70.0, 54.0

@@ -12,18 +12,19 @@ _PUBLIC = {
     "DFS": "strategies",
     "MCTS": "strategies",
     "Ask": "task",
-    "Beam": "strategies",
     "BestFirst": "strategies",
-    "Budget": "tree_of_thoughts",
+    "Budget": "run",
     "Chat": "task",
     "Defaults": "task",
+    "Evaluator": "evaluators",
+    "Generator": "generators",
     "NoValue": "evaluators",
     "Parsed": "task",
     "Propose": "generators",
     "RandomValue": "evaluators",
     "Sample": "generators",
     "Score": "evaluators",
-    "SearchResult": "tree_of_thoughts",
+    "SearchResult": "result",
     "SelfConsistency": "evaluators",
     "Status": "thought_tree",
     "Task": "task",
@@ -36,18 +37,21 @@ _PUBLIC = {
 __all__ = [*_PUBLIC]
 
 if TYPE_CHECKING:
+    from seedmp.search.evaluators import Evaluator as Evaluator
     from seedmp.search.evaluators import NoValue as NoValue
     from seedmp.search.evaluators import RandomValue as RandomValue
     from seedmp.search.evaluators import Score as Score
     from seedmp.search.evaluators import SelfConsistency as SelfConsistency
     from seedmp.search.evaluators import Value as Value
     from seedmp.search.evaluators import Vote as Vote
+    from seedmp.search.generators import Generator as Generator
     from seedmp.search.generators import Propose as Propose
     from seedmp.search.generators import Sample as Sample
+    from seedmp.search.result import SearchResult as SearchResult
+    from seedmp.search.run import Budget as Budget
     from seedmp.search.strategies import BFS as BFS
     from seedmp.search.strategies import DFS as DFS
     from seedmp.search.strategies import MCTS as MCTS
-    from seedmp.search.strategies import Beam as Beam
     from seedmp.search.strategies import BestFirst as BestFirst
     from seedmp.search.task import Ask as Ask
     from seedmp.search.task import Chat as Chat
@@ -57,8 +61,6 @@ if TYPE_CHECKING:
     from seedmp.search.thought_tree import Status as Status
     from seedmp.search.thought_tree import Thought as Thought
     from seedmp.search.thought_tree import ThoughtTree as ThoughtTree
-    from seedmp.search.tree_of_thoughts import Budget as Budget
-    from seedmp.search.tree_of_thoughts import SearchResult as SearchResult
     from seedmp.search.tree_of_thoughts import TreeOfThoughts as TreeOfThoughts
 else:
 

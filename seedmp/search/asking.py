@@ -13,6 +13,7 @@ from seedmp.errors import RejectedError
 from seedmp.request import RequestHandle, RequestOutput
 from seedmp.sampling import MAX_SEED, SamplingParams
 from seedmp.search.task import Ask, Chat, Prompt
+from seedmp.search.waiting import finished
 
 
 def derive_seed(*parts: object) -> int:
@@ -88,12 +89,3 @@ class Asker:
         ids = [self.engine.encode(text) for text in texts]
         rows = await asyncio.wrap_future(self.engine.submit_score(self.encode(ask.prompt, path_ids), ids))
         return np.array([row.sum() for row in rows]), sum(map(len, ids))
-
-
-async def finished(handle: RequestHandle) -> RequestOutput:
-    """The output of a running request; cancelling the coroutine cancels the request."""
-    try:
-        return await asyncio.shield(asyncio.wrap_future(handle.future))
-    except asyncio.CancelledError:
-        handle.cancel()
-        raise

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
-from seedmp.errors import ConfigError
+from seedmp.checks import check_one_of, check_whole
 from seedmp.sampling import MAX_SEED
 from seedmp.search.asking import Asker
-from seedmp.search.task import Task
-from seedmp.search.thought_tree import Thought
+from seedmp.search.task import Task, check_task
+from seedmp.search.thought_tree import Thought, ids_of
 
 Path = Sequence[Thought]
 
@@ -42,24 +42,54 @@ class Question:
     seed: int
 
 
-class Evaluator(Protocol):
-    """Values thoughts as soon as they exist, each by itself."""
+class Evaluator:
+    """How much thoughts are worth: the base of all evaluators, also of your own.
+
+    One that values each thought by itself overrides ``value``; it is asked as soon as the thought exists. One that
+    compares thoughts sets ``compares`` and overrides ``values``; it waits until all of a level are there.
+
+    Attributes:
+        compares: whether ``values`` is asked, not ``value``.
+        needs: what the task must have, by name: methods that it overrides, or ``value_labels``.
+    """
+
+    compares: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, task: Task[Any]) -> None:
+        """Look at the task before a search begins.
+
+        Raises:
+            ConfigError: it lacks what is needed.
+        """
+        check_task(task, self.needs, self)
+
+    def key(self, task: Task[Any], problem: Any, path: Path) -> str:
+        """What is asked about the last thought of ``path``: of equal keys one is asked, the others get its answer."""
+        return path[-1].state or path[-1].thought_id
 
     async def value(self, question: Question, path: Path) -> Valued:
-        """Of the last thought of ``path``; a function of the thought's state and the seed."""
-        ...
+        """Of the last thought of ``path``; a function of the key and the seed."""
+        raise NotImplementedError(f"{type(self).__name__} has no value")
 
-
-class GroupEvaluator(Protocol):
-    """Compares thoughts, so it waits until all of a level are there."""
+    def compared(self, solutions: Sequence[Thought], level: Sequence[Thought]) -> list[Thought]:
+        """The thoughts to compare when a level is there; ``solutions`` are earlier claims to solve the problem."""
+        return list(level)
 
     async def values(self, question: Question, paths: Sequence[Path]) -> list[Valued]:
         """Of the last thought of each path."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no values")
+
+
+class _AsksForLabels(Evaluator):
+    """Asks ``value_ask``: equal questions have one answer, whatever the thoughts are."""
+
+    def key(self, task: Task[Any], problem: Any, path: Path) -> str:
+        return str(task.value_ask(problem, path))
 
 
 @dataclass(frozen=True)
-class Value:
+class Value(_AsksForLabels):
     """The model answers with a label or a number; several answers are averaged (ToT's "value").
 
     Args:
@@ -67,11 +97,12 @@ class Value:
         temperature: of the answers; 0 asks once.
     """
 
+    needs = ("value_ask",)
     n: int = 1
     temperature: float = 0.7
 
     def __post_init__(self) -> None:
-        _check_number(self.n)
+        check_whole("n", self.n, 1)
 
     async def value(self, question: Question, path: Path) -> Valued:
         """The mean of what the answers stand for."""
@@ -85,8 +116,10 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(_AsksForLabels):
     """The labels' own probabilities, in one forward and without sampling; the value is their expectation."""
+
+    needs = ("value_ask", "value_labels")
 
     async def value(self, question: Question, path: Path) -> Valued:
         """Sum of label value times label probability, over the labels alone."""
@@ -99,7 +132,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Vote:
+class Vote(Evaluator):
     """The model names the best of all candidates; the value is the number of votes (ToT's "vote").
 
     Args:
@@ -107,11 +140,13 @@ class Vote:
         temperature: of the votes.
     """
 
+    compares = True
+    needs = ("vote_ask",)
     n: int = 5
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_number(self.n)
+        check_whole("n", self.n, 1)
 
     async def values(self, question: Question, paths: Sequence[Path]) -> list[Valued]:
         """Votes for each path; a single candidate needs none."""
@@ -129,11 +164,17 @@ class Vote:
 
 
 @dataclass(frozen=True)
-class SelfConsistency:
+class SelfConsistency(Evaluator):
     """A finished path is worth the share of finished paths that give the same answer; others are worth 0.
 
     All finished paths of the tree so far are compared, so use it with ``stop_at_solution=False``.
     """
+
+    compares = True
+
+    def compared(self, solutions: Sequence[Thought], level: Sequence[Thought]) -> list[Thought]:
+        """Earlier solutions and the new level."""
+        return [*solutions, *level]
 
     async def values(self, question: Question, paths: Sequence[Path]) -> list[Valued]:
         """Needs no model."""
@@ -143,7 +184,7 @@ class SelfConsistency:
 
 
 @dataclass(frozen=True)
-class RandomValue:
+class RandomValue(Evaluator):
     """Noise instead of a value: what is a search worth without its evaluator?"""
 
     async def value(self, question: Question, path: Path) -> Valued:
@@ -152,7 +193,7 @@ class RandomValue:
 
 
 @dataclass(frozen=True)
-class NoValue:
+class NoValue(Evaluator):
     """Every thought is worth the same; the order asked for decides."""
 
     async def value(self, question: Question, path: Path) -> Valued:
@@ -160,14 +201,21 @@ class NoValue:
         return Valued(0.0)
 
 
-AnyEvaluator = Value | Score | Vote | SelfConsistency | RandomValue | NoValue
+EVALUATORS: dict[str, Callable[[int], Evaluator]] = {  # by name, of the number of answers or votes asked for
+    "value": lambda n: Value(n),
+    "score": lambda n: Score(),
+    "vote": lambda n: Vote(n),
+    "self-consistency": lambda n: SelfConsistency(),
+    "none": lambda n: NoValue(),
+    "random": lambda n: RandomValue(),
+}
 
 
-def ids_of(path: Path) -> list[str]:
-    """Ids along a path."""
-    return [thought.thought_id for thought in path]
+def make_evaluators(names: str | Sequence[str], n: int) -> list[Evaluator]:
+    """Evaluators by their names, one a level; ``n`` answers or votes are asked for.
 
-
-def _check_number(n: int) -> None:
-    if not isinstance(n, int) or n < 1:
-        raise ConfigError(f"n={n!r}: at least one answer is needed")
+    Raises:
+        ConfigError: there is none of such a name, or ``n`` is below 1.
+    """
+    names = [names] if isinstance(names, str) else names
+    return [EVALUATORS[check_one_of("evaluate", name, EVALUATORS)](n) for name in names]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from seedmp.errors import ConfigError
+from seedmp.checks import check_number, check_whole
 from seedmp.search.thought_tree import Status, Thought
 
 
@@ -79,7 +79,7 @@ class BFS:
     stop_at_solution: bool = True
 
     def __post_init__(self) -> None:
-        _check("beam", self.beam)
+        check_whole("beam", self.beam, 1)
 
     async def search(self, run: Expandable) -> None:
         """Until ``max_depth``, a solution, or nothing is left."""
@@ -93,9 +93,6 @@ class BFS:
             _mark(left, Status.PRUNED)
             if not level or run.is_over or (self.stop_at_solution and run.solutions):
                 return
-
-
-Beam = BFS  # the same search by its other name
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class DFS:
 
     def __post_init__(self) -> None:
         if self.max_children is not None:
-            _check("max_children", self.max_children)
+            check_whole("max_children", self.max_children, 1)
 
     async def search(self, run: Expandable) -> None:
         """Until every thought that is worth it was visited, or a solution."""
@@ -146,8 +143,8 @@ class BestFirst:
     stop_at_solution: bool = True
 
     def __post_init__(self) -> None:
-        _check("width", self.width)
-        _check("max_expansions", self.max_expansions)
+        check_whole("width", self.width, 1)
+        check_whole("max_expansions", self.max_expansions, 1)
 
     async def search(self, run: Expandable) -> None:
         """Until nothing is open, ``max_expansions``, or a solution."""
@@ -199,10 +196,9 @@ class MCTS:
     stop_at_solution: bool = True
 
     def __post_init__(self) -> None:
-        _check("iterations", self.iterations)
-        _check("width", self.width)
-        if not 0 <= self.exploration < math.inf:
-            raise ConfigError(f"exploration={self.exploration!r}: must be a finite number >= 0")
+        check_whole("iterations", self.iterations, 1)
+        check_whole("width", self.width, 1)
+        check_number("exploration", self.exploration, 0)
 
     async def search(self, run: Expandable) -> None:
         """``iterations`` expansions, fewer when the tree is exhausted or a solution is there."""
@@ -281,8 +277,3 @@ def _scaled(value: float | None, seen: Sequence[float]) -> float:
 def _mark(thoughts: Sequence[Thought], status: Status) -> None:
     for thought in thoughts:
         thought.status = status
-
-
-def _check(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name}={value!r}: must be a whole number >= 1")

@@ -200,3 +200,19 @@ class Task(ABC, Generic[Problem]):
     def score(self, problem: Problem, path: Sequence[Thought]) -> Mapping[str, Any]:
         """More figures about a path, for reports."""
         return {}
+
+
+def check_task(task: Task[Any], needs: Sequence[str], user: object) -> None:
+    """Refuse a task without what a search needs.
+
+    Args:
+        needs: methods that the task must override, and attributes that must not be empty.
+        user: who needs them, for the message.
+
+    Raises:
+        ConfigError: the task lacks one.
+    """
+    for name in needs:
+        default = getattr(Task, name)
+        if getattr(type(task), name) is default if callable(default) else not getattr(task, name):
+            raise ConfigError(f"task {task.name!r} has no {name}, which {user} needs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -218,3 +218,8 @@ class ThoughtTree:
 def states(path: Sequence[Thought]) -> list[str]:
     """States along a path."""
     return [thought.state for thought in path]
+
+
+def ids_of(path: Iterable[Thought]) -> list[str]:
+    """Ids along a path."""
+    return [thought.thought_id for thought in path]

@@ -16,316 +16,38 @@ from __future__ import annotations
 import gc
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from seedmp.config import EngineConfig, resolve_placement
 from seedmp.engine import Engine
-from seedmp.errors import ConfigError, SeedmpError
+from seedmp.errors import SeedmpError
 from seedmp.measuring.account import Measurement, account, rotated
 from seedmp.measuring.engines import EnginePool, EngineSubject, submit_fresh
 from seedmp.measuring.node import describe_node
 from seedmp.measuring.progress import Progress
-from seedmp.models import pair
-from seedmp.models.load import ModelSpec, load_config, load_tokenizer
-from seedmp.models.packed import max_positions
 from seedmp.plan import Figures, Plan
 from seedmp.request import RequestOutput
 from seedmp.sampling import SamplingParams
 from seedmp.simulation.costs import Costs, load_costs
 from seedmp.simulation.simulate import Workload, simulate
 from seedmp.system import usable_cores
-from seedmp.tasks.gsm8k import load_gsm8k
-from seedmp.tasks.jsonl import FieldError, read_lines, read_problems, text_field
-from seedmp.token_tree.growmap import Growmap
-from seedmp.token_tree.tree_cost import Fleet, RoundPolicy, choose_tree
-from seedmp.tuning.acceptance import Acceptance, Drawing, Law, along_texts, from_stats
+from seedmp.tuning.acceptance import Acceptance, Law, along_texts, from_stats
+from seedmp.tuning.candidates import SIZES, Candidate, Threads, common_settings, estimate, finalists
 from seedmp.tuning.measure import BRANCHES, ROWS, LoadedPair, measure_costs, num_slots
+from seedmp.tuning.options import FAMILIES, TuneOptions
+from seedmp.tuning.prompts import Prompts, read_prompts
 
 PAYS = 0.03  # speculation must gain so much over plain decoding to be the plan
 UNSTEADY = 0.4  # (fastest - slowest repeat) ÷ median: beyond that people are warned
 CHAIN, WIDE = (1, 1, 1, 1, 1), (4, 2, 2, 1)
 MAX_CHILDREN = 8
-MAX_LEVELS = 9
-SIZES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
-TREES_EACH = 4  # of a policy, number of drafts and division of the cores, that are simulated
-FINALISTS_EACH = 2  # of the same, that are run
 SEED_STEP = 7919  # between the seeds of calibration and measurement
-KV_SLOTS, FORWARD_TOKENS = EngineConfig("", "").kv_slots, EngineConfig("", "").max_forward_tokens
-
-Threads = tuple[int, int]  # of a target's forward, and of a draft's
-
-
-@dataclass(frozen=True)
-class Family:
-    """A method: how children are drawn, and its name with trees that are no k_config."""
-
-    drawing: Drawing
-    with_growmap: str
-
-
-FAMILIES = {
-    "mcsd": Family(Drawing.WITHOUT_REPLACEMENT, "sequoia"),
-    "sd": Family(Drawing.IID, "specinfer"),
-    "coupled": Family(Drawing.COUPLED, "coupled"),
-}
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """What is asked for.
-
-    Args:
-        target, draft: folder or hub id; None, both, are the bundled pair.
-        data: prompts: ``.jsonl`` with a ``question`` or ``prompt`` a line, else one prompt a line; None: the GSM8K
-            questions that are shipped.
-        branches: requests at once.
-        draft_top_p: a vector is measured for it too.
-        drafts: numbers of draft processes to choose from.
-        quick: fewer sizes and candidates.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    target: str | None = None
-    draft: str | None = None
-    target_shape: str | None = None
-    draft_shape: str | None = None
-    dtype: str = "auto"
-    data: Path | None = None
-    branches: int = 8
-    temperature: float = 0.0
-    max_tokens: int = 96
-    method: str = "mcsd"
-    draft_top_p: float = 0.9
-    drafts: tuple[int, ...] = (1, 2, 3)
-    repeats: int = 5
-    quick: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        limits = {"branches": (1, 1024), "max_tokens": (8, 4096), "repeats": (1, 1000), "seed": (0, 1 << 32)}
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ConfigError(f"{name}={value!r}: must be a whole number from {low} to {high}")
-        if not self.drafts or not all(type(num) is int and 1 <= num <= 64 for num in self.drafts):
-            raise ConfigError(f"drafts={self.drafts!r}: must be whole numbers from 1 to 64")
-        if self.method not in FAMILIES:
-            raise ConfigError(f"method={self.method!r}: must be one of {', '.join(FAMILIES)}")
-        if (self.target is None) != (self.draft is None):
-            raise ConfigError("target and draft: name both, or neither for the bundled pair")
-        SamplingParams(temperature=self.temperature)
-        Law(draft_top_p=self.draft_top_p)
-
-    @property
-    def num_finalists(self) -> int:
-        """Settings that run for real beside plain decoding."""
-        return 2 if self.quick else 4
-
-    @property
-    def num_calibrations(self) -> int:
-        """Runs of each of them, after one that warms up, before it is predicted."""
-        return 2 if self.quick else 3
-
-    @property
-    def models(self) -> dict[str, Any]:
-        """Settings that all engines share."""
-        return {
-            "target": self.target or str(pair.TARGET), "draft": self.draft or str(pair.DRAFT),
-            "target_shape": self.target_shape, "draft_shape": self.draft_shape, "dtype": self.dtype,
-        }  # fmt: skip
-
-    def params(self, seed: int) -> SamplingParams:
-        return SamplingParams(temperature=self.temperature, max_tokens=self.max_tokens, seed=seed, ignore_eos=True)
-
-
-# --- prompts -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Token ids of the prompts that count, and of those that everything before is measured with."""
-
-    measured: tuple[tuple[int, ...], ...]
-    calibration: tuple[tuple[int, ...], ...]
-
-    @property
-    def longest(self) -> int:
-        return max(map(len, (*self.measured, *self.calibration)))
-
-
-def read_texts(data: Path | None) -> list[tuple[str, str]]:
-    """(before, after) halves of prompts: a number may come between them when one is used again.
-
-    Raises:
-        ConfigError: the file cannot be read, has another format or no prompts.
-    """
-    if data is None:
-        return [("Question: ", f"{problem.question}\nAnswer:") for problem in load_gsm8k(None)]
-    if data.suffix == ".jsonl":
-        return read_problems(data, "prompt", None, _read_record)
-    return read_lines(data, "prompt", None, lambda line: ("", line))
-
-
-def _read_record(record: dict[str, Any]) -> tuple[str, str]:
-    if "prompt" in record:
-        return "", text_field(record, "prompt")
-    if "question" not in record:
-        raise FieldError(f"neither 'prompt' nor 'question'; there are {', '.join(map(repr, record)) or 'none'}")
-    return "Question: ", f"{text_field(record, 'question')}\nAnswer:"
-
-
-def divide(texts: Sequence[tuple[str, str]], num: int) -> tuple[list[str], list[str]]:
-    """``num`` prompts that count and ``num`` to calibrate with: every other text each, from the first on again.
-
-    One that comes again gets a number, so that it does not find its own KV. A single text serves for both.
-    """
-
-    def take(chosen: Sequence[tuple[str, str]]) -> list[str]:
-        rounds = [(*chosen[i % len(chosen)], i // len(chosen) + 1) for i in range(num)]
-        return [f"{before}{f'{again}. ' if again > 1 else ''}{after}" for before, after, again in rounds]
-
-    return take(texts[0::2]), take(texts[1::2] or texts)
-
-
-def read_prompts(options: TuneOptions) -> Prompts:
-    """Everything that can be refused before a model is loaded.
-
-    Raises:
-        ConfigError: a model, its tokenizer or the prompts are not there, or do not fit.
-    """
-    texts = read_texts(options.data)
-    config = EngineConfig(**options.models)
-    specs = ModelSpec(config.target, config.target_shape), ModelSpec(config.draft, config.draft_shape)
-    room = min(max_positions(load_config(spec)) for spec in specs)
-    tokenizer = load_tokenizer(config.target)
-    if tokenizer is None:
-        raise ConfigError(f"target {config.target!r} has no tokenizer: its prompts cannot be read")
-    resolve_placement(config)
-    measured, calibration = (
-        tuple(tuple(tokenizer(text).input_ids) for text in part) for part in divide(texts, options.branches)
-    )
-    prompts = Prompts(measured, calibration)
-    if prompts.longest + options.max_tokens > room:
-        raise ConfigError(
-            f"a prompt of {prompts.longest} tokens and {options.max_tokens} more: the models have {room} positions"
-        )
-    return prompts
-
-
-# --- candidates ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Settings to choose from, and what is thought of them, in tokens/s.
-
-    Args:
-        settings: of ``Engine``, models left out.
-        threads: whose prices it is simulated with.
-        estimated: by the formulas of ``tree_cost``, which know no queue; 0 for plain decoding.
-        simulated: by the simulator.
-    """
-
-    settings: Mapping[str, Any]
-    threads: Threads
-    estimated: float = 0.0
-    simulated: float = 0.0
-
-    @property
-    def is_ar(self) -> bool:
-        return bool(self.settings["method"] == "ar")
-
-    @cached_property
-    def tree(self) -> Growmap | None:
-        return EngineConfig("-", "-", **self.settings).method.static_tree
-
-    @property
-    def name(self) -> str:
-        """In a few words, for the table."""
-        if self.is_ar:
-            return "plain decoding (ar)"
-        s = self.settings
-        if "k_config" in s:
-            tree = "k " + ",".join(map(str, s["k_config"]))
-        else:
-            assert self.tree is not None
-            tree = f"{self.tree.num_nodes} tokens, depth {self.tree.depth}"
-        threads = f", threads {s['target_threads']}+{s['draft_threads']}" if "target_threads" in s else ""
-        plural = "s" if s["num_drafts"] > 1 else ""
-        return f"{s['method']} {tree}; {s['policy']}, {s['num_drafts']} draft{plural}{threads}"
-
-
-def tree_settings(method: str, growmap: Growmap) -> dict[str, Any]:
-    """``k_config`` where all nodes of a level have as many children, else ``growmap`` and the method for it."""
-    levels = growmap.branches[:-1]
-    if all(len(set(level)) == 1 for level in levels):
-        return {"method": method, "k_config": tuple(level[0] for level in levels)}
-    return {"method": FAMILIES[method].with_growmap, "growmap": growmap.num_children}
-
-
-def estimate(
-    options: TuneOptions, acceptance: Acceptance, prices: Mapping[Threads, Costs], context_len: int
-) -> list[Candidate]:
-    """The best few trees of each policy, number of drafts and division of the cores, after so long a context."""
-    alone = options.branches == 1
-    policies = (RoundPolicy.FCFS_BATCH,) if alone else (RoundPolicy.FCFS_BATCH, RoundPolicy.FCFS)
-    sizes = [size for size in SIZES if size * options.branches <= max(FORWARD_TOKENS, 2 * options.branches)]
-    vector = acceptance.vector()
-    found = []
-    for threads, costs in prices.items():
-        overhead_ms = costs.forward_overhead_ms + costs.branch_overhead_ms
-        draft_time, target_time = (
-            _seconds(costs.draft.at),
-            _seconds(partial(costs.target_ms, context_len=context_len), overhead_ms),
-        )
-        for policy in policies:
-            for drafts in sorted({min(num, options.branches) for num in options.drafts}):
-                fleet = Fleet(options.branches, drafts)
-                choice = choose_tree(vector, draft_time, target_time, policy, fleet, sizes, MAX_LEVELS)
-                best = sorted(choice.options, key=lambda option: -option.tokens_per_s)
-                for option in [option for option in best if option.growmap.num_nodes][:TREES_EACH]:
-                    settings = tree_settings(options.method, option.growmap)
-                    settings |= {"num_drafts": drafts, "policy": policy.value}
-                    settings |= common_settings(options, threads if costs.cores else None)
-                    found.append(Candidate(settings, threads, option.tokens_per_s))
-    return found
-
-
-def _seconds(ms_at: Callable[[float], float], more_ms: float = 0.0) -> Callable[[int], float]:
-    return lambda rows: max(1e-6, (ms_at(rows) + more_ms) / 1e3)
-
-
-def common_settings(options: TuneOptions, threads: Threads | None) -> dict[str, Any]:
-    """Of every candidate: what differs from the defaults for this workload."""
-    settings: dict[str, Any] = {"dtype": options.dtype}
-    if threads is not None:
-        settings |= {"target_threads": threads[0], "draft_threads": threads[1]}
-    return settings
-
-
-def finalists(candidates: Iterable[Candidate], num: int) -> list[Candidate]:
-    """The best by the simulator; of one policy, number of drafts and division of the cores not all."""
-    taken: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: -c.simulated):
-        alike = [c for c in taken if _group(c) == _group(candidate)]
-        if len(taken) < num and len(alike) < FINALISTS_EACH:
-            taken.append(candidate)
-    return taken
-
-
-def _group(candidate: Candidate) -> tuple[Any, ...]:
-    return candidate.settings["policy"], candidate.settings["num_drafts"], candidate.threads
-
-
-# --- the run -------------------------------------------------------------------------------------
+KV_SLOTS = EngineConfig("", "").kv_slots
 
 
 @dataclass

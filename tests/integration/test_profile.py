@@ -17,7 +17,7 @@ from seedmp import Engine, SamplingParams
 from seedmp.commands import main as cli
 from seedmp.errors import ConfigError
 from seedmp.observers import OBSERVERS
-from seedmp.profiling.profile import profile_engines
+from seedmp.profiling.engines import profile_engines
 from seedmp.simulation.costs import load_costs
 from seedmp.simulation.simulate import Workload, simulate
 from tests.unit.test_profile import check_trace

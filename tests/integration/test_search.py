@@ -34,8 +34,8 @@ from seedmp.search import (
     Vote,
 )
 from seedmp.search.asking import Asker
+from seedmp.search.run import SearchRun
 from seedmp.search.strategies import Strategy
-from seedmp.search.tree_of_thoughts import SearchRun
 from tests.helpers.sums import Sums
 
 PROBLEM = (2, 3, 8)
@@ -213,7 +213,7 @@ def test_what_a_task_lacks_is_told_at_once(engine: Engine) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             TreeOfThoughts(engine, Poor(), **settings)
-    with pytest.raises(ConfigError, match="tokens=0: must be above 0"):
+    with pytest.raises(ConfigError, match="tokens=0: must be a finite number > 0"):
         Budget(tokens=0)
 
 

@@ -81,7 +81,7 @@ def test_all_done_needs_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["game24", "--option", "deep"], "must be NAME=VALUE"),
         (["game24", "--option", "deep=1"], "no option 'deep'; it has answer"),
         (["game24", "--temperature", "-1"], "temperature=-1.0"),
-        (["game24", "--max-seconds", "-1"], "seconds=-1.0: must be above 0"),
+        (["game24", "--max-seconds", "-1"], "seconds=-1.0: must be a finite number > 0"),
         (["game24", "--concurrency", "0"], "concurrency=0"),
         (["game24", "--out", "/proc/none/out.jsonl"], "cannot be written"),
         (["game24", "--pages", "/proc/none"], "cannot be written"),

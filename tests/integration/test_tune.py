@@ -56,7 +56,7 @@ def test_a_plan_is_made_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--temperature", "-1"], "temperature=-1"),
         (["--max-tokens", "4000"], "positions"),
         (["--drafts", "1,x"], "--drafts"),
-        (["--drafts", "0"], "drafts=(0,)"),
+        (["--drafts", "0"], "drafts=0: must be a whole number from 1 to 64"),
         (["--draft-top-p", "0"], "top-p"),
         (["--target", "x"], "name both"),
         (["--target-shape", "huge"], "huge"),
