@@ -59,6 +59,7 @@ from seedmp.ipc.messages import (
     WorkerLost,
     WorkerReady,
 )
+from seedmp.ipc.span_log import SpanLog
 from seedmp.ipc.span_ring import SpanRing, ring_path
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_tokenizer
@@ -157,6 +158,7 @@ class Engine:
         else:
             load_config(draft_spec)
         self.folder = make_runtime_dir()
+        self._span_log = SpanLog(self.folder)
         try:
             self._start_process()
         except BaseException:
@@ -448,8 +450,8 @@ class Engine:
 
         ``prefix_hit_rate`` is the share of context tokens whose KV was found instead of computed.
         """
-        total: dict[str, float] = {"workers_lost": float(self._io.num_lost)}
-        for reply in self._io.query(with_spans=False, reset=False):
+        total = {"workers_lost": float(self._io.num_lost), "spans_lost": float(self._span_log.num_lost)}
+        for reply in self._io.query():
             for name, value in zip(reply.names, reply.values, strict=True):
                 total[name] = total.get(name, 0.0) + value
         for model in ("target", "draft"):
@@ -458,15 +460,11 @@ class Engine:
         return total
 
     def spans(self, *, reset: bool = False) -> list[Span]:
-        """What drafts, queue and verifier(s) did, on one clock; ``reset`` forgets it."""
-        return [
-            Span(*row)
-            for reply in self._io.query(with_spans=True, reset=reset)
-            for row in zip(
-                reply.span_kinds, reply.span_workers, reply.span_branches, reply.span_starts, reply.span_ends,
-                strict=True,
-            )
-        ]  # fmt: skip
+        """What drafts, queue and verifier(s) did, on one clock, since the first call; ``reset`` forgets it.
+
+        The first call begins the recording. ``stats()["spans_lost"]`` counts what was overwritten before it was read.
+        """
+        return self._span_log.spans(reset=reset)
 
     def worker_pids(self) -> dict[str, int]:
         """Process ids of the workers that are ready, by name, and of the supervisor."""
@@ -495,6 +493,7 @@ class Engine:
             self._close()
 
     def _close(self) -> None:
+        self._span_log.close()
         if hasattr(self, "_io"):
             self._io.stop(EngineClosedError("the engine was closed"))
         self._finalizer()
@@ -642,7 +641,7 @@ class _EngineThread:
             self._order(0, message)
         return future
 
-    def query(self, *, with_spans: bool, reset: bool) -> list[StatsReply]:
+    def query(self) -> list[StatsReply]:
         futures = []
         with self.lock:
             self._check_alive()
@@ -651,7 +650,7 @@ class _EngineThread:
                 future: Future[StatsReply] = Future()
                 self.queries[query_id] = future
                 futures.append(future)
-                self._order(group, StatsQuery(query_id, with_spans, reset))
+                self._order(group, StatsQuery(query_id))
         try:
             return [future.result(STATS_S) for future in futures]
         except FutureTimeoutError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -49,13 +48,12 @@ from seedmp.scheduler import actions, events
 from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
-from seedmp.trace import Activity, Span
+from seedmp.trace import Activity
 from seedmp.workers.target import TargetRunner, read_proposal
 
 log = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 500
-MAX_SPANS = 200_000
 NS_PER_MS = 1_000_000
 
 
@@ -92,7 +90,6 @@ class Verifier:
         self.branch_ids: dict[tuple[bytes, int], int] = {}
         self.next_branch_id = 0
         self.outbox: list[tuple[bytes, Any]] = []  # for engines; drafts are told first, they are waiting
-        self.spans: deque[Span] = deque(maxlen=MAX_SPANS)
         self.wake_ns: int | None = None  # when to decide again even if nothing comes
         self.overhead_ns = 0
         self.forward_ns = 0
@@ -198,7 +195,6 @@ class Verifier:
             return
         worker_id = _worker_id(peer)
         assert worker_id is not None
-        self.spans.append(Span("draft", worker_id, msg.branch_id, msg.started_ns, msg.ready_ns))
         self.draft_forward_ns += msg.forward_ns
         self.draft_overhead_ns += msg.ready_ns - msg.started_ns - msg.forward_ns
         self._tell(
@@ -277,13 +273,9 @@ class Verifier:
         outcomes, scores = self.runner.decide(order.segments, logits)
         end_ns = self.clock_ns()
         self.forward_ns += self.runner.packed.forward_ns - forward_before
-        self.spans.append(Span("verify", -1, branch_id, start_ns, end_ns))
         for segment in verified:
-            branch = self.scheduler.branches.get(segment.branch_id)
-            if branch is not None:
-                ready_ns = min(branch.ready_ns, start_ns)
-                self.spans.append(Span("queue", -1, segment.branch_id, ready_ns, start_ns))
-                self.ring.note(Activity.QUEUE, segment.branch_id, len(segment.tree), ready_ns, start_ns)
+            ready_ns = min(segment.ready_ns, start_ns)
+            self.ring.note(Activity.QUEUE, segment.branch_id, len(segment.tree), ready_ns, start_ns)
         for scored_id, logprobs in scores.items():
             peer, request_id = self.owners[scored_id]
             self.outbox.append((peer, Scored(request_id, logprobs)))
@@ -338,15 +330,7 @@ class Verifier:
             "target_slots_leased": scheduler.target_slots.num_leased,
             "draft_slots_leased": scheduler.draft_slots.num_leased,
         }
-        spans = list(self.spans) if query.with_spans else []
-        if query.reset:
-            self.spans.clear()
-        return StatsReply(
-            query.query_id, tuple(values), tuple(float(value) for value in values.values()),
-            tuple(span.kind for span in spans), tuple(span.worker_id for span in spans),
-            tuple(span.branch_id for span in spans), tuple(span.start_ns for span in spans),
-            tuple(span.end_ns for span in spans),
-        )  # fmt: skip
+        return StatsReply(query.query_id, tuple(values), tuple(float(value) for value in values.values()))
 
     def _close(self) -> None:
         for worker_id, epoch in self.scheduler.workers.items():

@@ -31,6 +31,7 @@ class Segment:
         tree: draft tokens below the chain's last token.
         tree_slots: their slots.
         payload: draft probabilities, opaque here.
+        ready_ns: when the proposal was ready.
         generated_ids: the branch's tokens since the prompt, if they are constrained and ``verify``.
     """
 
@@ -46,6 +47,7 @@ class Segment:
     stream: int
     params: SamplingParams
     payload: object = None
+    ready_ns: int = 0
     generated_ids: tuple[int, ...] = ()
 
 

@@ -766,7 +766,7 @@ class Scheduler:
             self.counters["queue_wait_ns"] += wait_ns
         return Segment(
             branch.branch_id, context, start, tuple(chain_ids), tuple(path[start:end]), verify, branch.score and verify,
-            tree, tuple(slots[end - start :]), branch.stream, branch.params, branch.payload,
+            tree, tuple(slots[end - start :]), branch.stream, branch.params, branch.payload, branch.ready_ns,
             tuple(branch.tokens[branch.prompt_len :]) if verify and branch.params.is_constrained else (),
         )  # fmt: skip
 
