@@ -65,7 +65,7 @@ from seedmp.models import pair
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_tokenizer
 from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk
 from seedmp.sampling import MAX_SEED, SamplingParams
-from seedmp.stopping import cut_at_stop
+from seedmp.stop_text import cut_at_stop
 from seedmp.system import let_idle_threads_sleep
 from seedmp.trace import Activity, Span
 

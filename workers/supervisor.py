@@ -65,7 +65,8 @@ from seedmp.models.load import (
 )
 from seedmp.models.packed import PackedModel, max_positions
 from seedmp.models.prepack import prepack_linears
-from seedmp.scheduler.scheduler import Limits, Scheduler
+from seedmp.scheduler.scheduler import Scheduler
+from seedmp.scheduler.state import Limits
 from seedmp.trace import Activity
 from seedmp.workers.draft import DraftServer, TreeDrafter
 from seedmp.workers.draft_head import HeadDrafter

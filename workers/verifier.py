@@ -91,6 +91,7 @@ class Verifier:
         self.next_branch_id = 0
         self.outbox: list[tuple[bytes, Any]] = []  # for engines; drafts are told first, they are waiting
         self.wake_ns: int | None = None  # when to decide again even if nothing comes
+        self.num_stale = 0  # proposals of workers that are gone, or with impossible tokens
         self.overhead_ns = 0
         self.forward_ns = 0
         self.draft_overhead_ns = 0
@@ -191,7 +192,7 @@ class Verifier:
         if not self._is_current(peer, msg.epoch) or any(
             not 0 <= t < self.runner.packed.vocab_size for t in msg.token_ids
         ):
-            self.scheduler.counters["stale_proposals"] += 1
+            self.num_stale += 1
             return
         worker_id = _worker_id(peer)
         assert worker_id is not None
@@ -210,7 +211,7 @@ class Verifier:
                 self._tell(
                     events.BranchSubmitted(
                         branch_id, msg.stream, msg.prompt_ids, msg.committed_ids, msg.params,
-                        _keeper(peer, msg.branch), _keeper(peer, msg.child), msg.priority, msg.user,
+                        _owner(peer, msg.branch), _owner(peer, msg.child), msg.priority, msg.user,
                     )
                 )  # fmt: skip
         elif isinstance(msg, Score):
@@ -220,7 +221,7 @@ class Verifier:
             if branch_id is not None:
                 self._tell(events.BranchCancelled(branch_id))
         elif isinstance(msg, CloseBranches):
-            self._tell(events.KeepersLeft(tuple((peer, branch) for branch in msg.branches), msg.free))
+            self._tell(events.OwnersLeft(tuple((peer, branch) for branch in msg.branches), msg.free))
         elif isinstance(msg, StatsQuery):
             self.engines.send(peer, self._stats(msg))
         elif isinstance(msg, EngineHello):
@@ -250,7 +251,7 @@ class Verifier:
         for length in msg.lengths:
             parents += [NO_PARENT, *range(len(parents), len(parents) + length - 1)]
         tree = TokenTree(msg.token_ids, tuple(parents), ProposalKind.DETERMINISTIC)
-        self._tell(events.ScoreRequested(branch_id, msg.prompt_ids, tree, _keeper(peer, msg.branch)))
+        self._tell(events.ScoreRequested(branch_id, msg.prompt_ids, tree, _owner(peer, msg.branch)))
 
     # --- orders ---------------------------------------------------------------------------------
 
@@ -309,8 +310,8 @@ class Verifier:
         return owner
 
     def _stats(self, query: StatsQuery) -> StatsReply:
-        scheduler = self.scheduler
-        values: dict[str, float] = {name: float(value) for name, value in scheduler.counters.items()}
+        values = self.scheduler.figures()
+        values["stale_proposals"] += self.num_stale
         values |= {
             "overhead_ns": self.overhead_ns,
             "forward_ns": self.forward_ns,
@@ -321,14 +322,6 @@ class Verifier:
             "draft_bytes_in": self.drafts.bytes_in,
             "draft_bytes_out": self.drafts.bytes_out,
             "malformed_messages": self.engines.num_malformed + self.drafts.num_malformed,
-            "active_branches": len(scheduler.branches),
-            "queue_len": len(scheduler._queue),
-            "drafts_alive": len(scheduler.workers),
-            "target_slots_free": scheduler.target_slots.num_free,
-            "draft_slots_free": scheduler.draft_slots.num_free,
-            "branches_kept": scheduler.target_slots.num_kept,
-            "target_slots_leased": scheduler.target_slots.num_leased,
-            "draft_slots_leased": scheduler.draft_slots.num_leased,
         }
         return StatsReply(query.query_id, tuple(values), tuple(float(value) for value in values.values()))
 
@@ -342,7 +335,7 @@ class Verifier:
         self.context.term()
 
 
-def _keeper(peer: bytes, branch: int) -> tuple[bytes, int] | None:
+def _owner(peer: bytes, branch: int) -> tuple[bytes, int] | None:
     return (peer, branch) if branch else None
 
 

@@ -1,4 +1,7 @@
-"""Orders that the scheduler gives; the verifier process carries them out."""
+"""Orders that the scheduler gives; the verifier process carries them out.
+
+``cause`` is the id of the entry in the scheduler's log (``log``) that an order follows from.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ class SendDraftTask:
     """Hand a task to the worker that it names; answered by ProposalArrived."""
 
     draft: DraftOrder
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class RunForward:
     """Run the target once over all segments; answered by ForwardFinished."""
 
     segments: tuple[Segment, ...]
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class CommitTokens:
 
     branch_id: int
     token_ids: tuple[int, ...]
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class FinishBranch:
     reason: str
     stop: str = ""
     counters: RequestCounters = field(default_factory=RequestCounters)
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class FailBranch:
     branch_id: int
     kind: str
     text: str
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class WakeAt:
     """Ask the scheduler again at this time even if nothing happens."""
 
     at_ns: int
+    cause: int = 0
 
 
 Action = SendDraftTask | RunForward | CommitTokens | FinishBranch | FailBranch | WakeAt

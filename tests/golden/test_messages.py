@@ -19,7 +19,7 @@ from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.opt_tree import AdaptiveShape
 from seedmp.token_tree.tree import ProposalKind
-from tests.property.test_codec import same
+from tests.helpers.same import same
 
 GOLDEN = Path(__file__).with_name("messages.json")
 SWOR = ProposalKind.WITHOUT_REPLACEMENT

@@ -18,7 +18,7 @@ from seedmp.models.eagle import new_head, save_head
 from seedmp.models.load import ModelSpec, load_model
 from seedmp.scheduler import events
 from seedmp.scheduler.actions import SendDraftTask
-from seedmp.scheduler.scheduler import BranchState
+from seedmp.scheduler.branches import BranchState
 from seedmp.workers.draft_head import HeadDrafter
 from tests.helpers.heads import make_head
 from tests.helpers.local_loop import LocalLoop, Models, Outcome

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": set(),
     "trace": set(),
     "metrics": {"trace"},  # overlap is a formula over spans
-    "stopping": {"sampling"},
+    "stop_text": set(),
     "token_tree": {"sampling"},
     "decoding": {"sampling", "token_tree"},
     "draft_order": {"token_tree"},
@@ -41,14 +41,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ipc": {"sampling", "config", "token_tree", "trace", "draft_order", "metrics"},
     "kv": {"config", "ipc"},
     "models": {"config", "kv"},
-    # kv.slot_tree alone: the slot bookkeeping is part of the decision, and pure (tested below).
-    "scheduler": PLAIN | {"request", "token_tree", "kv", "stopping", "draft_order"},
+    # kv.slot_tree and kv.held_path alone: the slot bookkeeping is part of the decision, and pure (tested below).
+    "scheduler": PLAIN | {"request", "token_tree", "kv", "draft_order"},
     "workers": PLAIN | {"ipc", "kv", "draft_order", "models", "decoding", "scheduler", "token_tree", "request"},
     "branch": {"engine", "request", "sampling"},
     # decoding.constraint: a broken constraint is refused before any work. profiling: Engine.profile.
     # tuning.plan: Engine(plan=...). system: how workers' idle threads wait.
     "engine": PLAIN
-    | {"ipc", "kv", "workers", "request", "models", "token_tree", "stopping", "branch", "decoding", "profiling"}
+    | {"ipc", "kv", "workers", "request", "models", "token_tree", "stop_text", "branch", "decoding", "profiling"}
     | {"tuning", "system"},
     "async_engine": PLAIN | {"engine", "request"},
     # search.task and search.thought_tree alone (tested below): what a task implements.
@@ -130,11 +130,12 @@ def test_scheduler_is_pure(name: str, file: Path) -> None:
         assert first in sys.stdlib_module_names | {"seedmp"} | SCHEDULER_THIRD_PARTY, where
         assert not imported.startswith("numpy.random"), where
         if imported.startswith("seedmp.kv"):
-            assert imported.startswith("seedmp.kv.slot_tree"), f"{where}: of kv, slot_tree alone"
+            assert imported.startswith(("seedmp.kv.slot_tree", "seedmp.kv.held_path")), f"{where}: pure files of kv"
 
 
-def test_slot_tree_is_pure() -> None:
-    for imported, line in imported_names((ROOT / "seedmp/kv/slot_tree.py").read_text()):
+@pytest.mark.parametrize("name", ["slot_tree", "held_path"])
+def test_slot_books_are_pure(name: str) -> None:
+    for imported, line in imported_names((ROOT / f"seedmp/kv/{name}.py").read_text()):
         assert imported.split(".")[0] not in IMPURE, f"line {line} imports {imported}"
 
 
