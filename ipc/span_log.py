@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seedmp.ids import WorkerName
+from seedmp.ids import DRAFT, VERIFIER, Incarnation
 from seedmp.ipc.span_ring import LOG, SUFFIX, SpanReader
 from seedmp.trace import Activity, Span
 
@@ -25,7 +25,7 @@ class _WorkerLog:
     def __init__(self, path: Path) -> None:
         self.reader = SpanReader(path, LOG)
         self.reader.record(True)
-        self.worker = WorkerName.parse(self.reader.name.rpartition("-")[0])
+        self.worker = Incarnation.parse(self.reader.name).worker
         self.rows = np.empty((0, 5), dtype=np.int64)
         self.num_dropped = 0
 
@@ -111,7 +111,7 @@ class SpanLog:
         if self._stop.is_set():
             return
         for path in self.folder.glob(f"*{SUFFIX}"):
-            if path.name not in self._workers and path.name.startswith(("verifier-", "draft-")):
+            if path.name not in self._workers and path.name.startswith((VERIFIER, DRAFT)):
                 try:
                     self._workers[path.name] = _WorkerLog(path)
                 except (OSError, ValueError):

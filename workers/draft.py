@@ -24,6 +24,7 @@ from seedmp.decoding.propose import (
 )
 from seedmp.draft_order import DraftOrder
 from seedmp.errors import ProtocolError
+from seedmp.ids import Incarnation, WorkerName
 from seedmp.ipc.arena import publish_barrier
 from seedmp.ipc.channel import DealerChannel
 from seedmp.ipc.endpoints import draft_endpoint
@@ -299,13 +300,12 @@ class DraftServer:
 
     def __init__(self, folder: Path, group: int, verifier_epoch: int, worker_id: int, epoch: int, layout: str) -> None:
         self.context = zmq.Context()
-        self.channel = DealerChannel(
-            self.context, draft_endpoint(folder, group, verifier_epoch), f"draft-{worker_id}-{epoch}".encode()
-        )
+        name = str(Incarnation(WorkerName(group, worker_id), epoch))
+        self.channel = DealerChannel(self.context, draft_endpoint(folder, group, verifier_epoch), name.encode())
         self.worker_id = worker_id
         self.epoch = epoch
         self.early: list[Any] = []  # what came with the welcome
-        self.ring = SpanRing(ring_path(folder, f"draft-{group}.{worker_id}-{epoch}"))
+        self.ring = SpanRing(ring_path(folder, name))
         self.channel.send(DraftHello(worker_id, epoch, PROTOCOL_VERSION, layout))
 
     def welcome(self, timeout_s: float, beat: Callable[[], None]) -> DraftWelcome:

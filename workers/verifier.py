@@ -18,6 +18,7 @@ import zmq
 
 from seedmp.config import EngineConfig
 from seedmp.errors import ProtocolError
+from seedmp.ids import Incarnation, WorkerName
 from seedmp.ipc.channel import RouterChannel, receive_on_pipe
 from seedmp.ipc.endpoints import draft_endpoint, engine_endpoint
 from seedmp.ipc.messages import (
@@ -79,6 +80,7 @@ class Verifier:
         self.config = config
         self.scheduler = scheduler
         self.runner = runner
+        self.group = group
         self.supervisor = supervisor
         self.draft_layout = draft_layout
         self.cuda_tensors = cuda_tensors
@@ -96,7 +98,7 @@ class Verifier:
         self.forward_ns = 0
         self.draft_overhead_ns = 0
         self.draft_forward_ns = 0
-        self.ring = SpanRing(ring_path(folder, f"verifier-{group}-{epoch}"), clock_ns)
+        self.ring = SpanRing(ring_path(folder, str(Incarnation(WorkerName(group), epoch))), clock_ns)
         self.running = True
 
     # --- the loop -------------------------------------------------------------------------------
@@ -146,8 +148,9 @@ class Verifier:
             while self.supervisor.poll():
                 msg = receive_on_pipe(self.supervisor)
                 if isinstance(msg, WorkerLost):
-                    worker_id = int(msg.worker.rpartition(".")[2])
-                    self._tell(events.WorkerLost(worker_id, msg.epoch))
+                    draft = WorkerName.parse(msg.worker).draft
+                    assert draft is not None, f"{msg.worker} is no draft"
+                    self._tell(events.WorkerLost(draft, msg.epoch))
                 elif isinstance(msg, Shutdown):
                     self.running = False
         except (EOFError, OSError):
@@ -177,6 +180,10 @@ class Verifier:
             self._tell(events.WorkerJoined(msg.worker_id, msg.epoch))
         else:
             self.drafts.num_malformed += 1
+
+    def _identity(self, worker_id: int, epoch: int) -> bytes:
+        """Of a draft's socket."""
+        return str(Incarnation(WorkerName(self.group, worker_id), epoch)).encode()
 
     def _is_current(self, peer: bytes, epoch: int) -> bool:
         worker_id = _worker_id(peer)
@@ -257,7 +264,7 @@ class Verifier:
 
     def send_draft_task(self, order: actions.SendDraftTask) -> None:
         draft = order.draft
-        self.drafts.send(f"draft-{draft.worker_id}-{draft.epoch}".encode(), DraftTask(draft))
+        self.drafts.send(self._identity(draft.worker_id, draft.epoch), DraftTask(draft))
 
     def run_forward(self, order: actions.RunForward) -> None:
         self._send_outbox()
@@ -327,7 +334,7 @@ class Verifier:
 
     def _close(self) -> None:
         for worker_id, epoch in self.scheduler.workers.items():
-            self.drafts.send(f"draft-{worker_id}-{epoch}".encode(), Shutdown())
+            self.drafts.send(self._identity(worker_id, epoch), Shutdown())
         self.drafts.socket.setsockopt(zmq.LINGER, 200)
         self.engines.close()
         self.drafts.close()
@@ -340,6 +347,8 @@ def _owner(peer: bytes, branch: int) -> tuple[bytes, int] | None:
 
 
 def _worker_id(peer: bytes) -> int | None:
-    """The worker behind a socket identity ``draft-ID-EPOCH``; None for anything else."""
-    parts = peer.split(b"-")
-    return int(parts[1]) if len(parts) == 3 and parts[0] == b"draft" and parts[1].isdigit() else None
+    """The draft worker behind a socket's identity; None for anything else."""
+    try:
+        return Incarnation.parse(peer.decode()).worker.draft
+    except ValueError:
+        return None
