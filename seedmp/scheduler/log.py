@@ -85,11 +85,6 @@ class EventLog:
         if orders:
             self._entries[-1].orders = tuple((type(order).__name__, _branches_of(order)) for order in orders)
 
-    def forget_last(self) -> None:
-        """The last entry was a decision about nothing."""
-        self._entries.pop()
-        self._next_id -= 1
-
     def story(self, branch_id: int) -> str:
         """What happened to a branch, or with NO_BRANCH to all, and what was ordered for it, oldest first."""
         return "\n".join(str(entry) for entry in self._entries if entry.concerns(branch_id) or branch_id == NO_BRANCH)

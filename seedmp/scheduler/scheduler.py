@@ -93,10 +93,9 @@ class Scheduler:
         Raises:
             PolicyError: the policy decided something impossible.
         """
-        self.log.add(None, now_ns)
         if not self.branches:
-            self.log.forget_last()
             return []
+        self.log.add(None, now_ns)
         self._admit()
         orders = self.drafting.send_tasks(now_ns)
         orders += self.forwards.order(now_ns, self.drafting.expected_ready_ns, is_woken=bool(self.drafting.leases))
