@@ -128,7 +128,7 @@ def test_a_small_arena_preempts_and_changes_nothing(kv_slots: int, get_models: G
     )  # fmt: skip
     outcomes = loop.run(PROMPTS, greedy())
     assert tokens(outcomes) == expected
-    assert loop.scheduler.counters["preempted"] + loop.scheduler.target_slots.num_evicted > 0
+    assert loop.scheduler.counters["preempted"] + loop.scheduler.forwards.slots.num_evicted > 0
 
 
 class LosingLoop(LocalLoop):
