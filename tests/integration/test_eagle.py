@@ -295,17 +295,17 @@ def test_states_in_which_slots_are_read(get_models: Get) -> None:
     models, _ = get_models("llama", "eagle")
     loop = LocalLoop(models, **ROOMY, **TREES["eagle-2"])
     scheduler = loop.scheduler
-    preempt = scheduler._preempt
+    preempt = scheduler.forwards._preempt
 
     def watched(keep: int, now_ns: int) -> int | None:
         drafting = {
             b.branch_id: list(b.target_path) for b in scheduler.branches.values() if b.state is BranchState.DRAFTING
         }
         victim = preempt(keep, now_ns)
-        assert all(scheduler.branches[i].target_path == path for i, path in drafting.items())
+        assert all(list(scheduler.branches[i].target_path) == path for i, path in drafting.items())
         return victim
 
-    scheduler._preempt = watched  # type: ignore[method-assign]
+    scheduler.forwards._preempt = watched  # type: ignore[method-assign]
     loop.run(PROMPTS, greedy())
 
 
