@@ -177,8 +177,6 @@ class StatsQuery:
     """Engine → verifier: answered by StatsReply, within a forward. O(1)."""
 
     query_id: int
-    with_spans: bool
-    reset: bool = False
 
 
 # --- verifier -> engine ---------------------------------------------------------------------
@@ -231,16 +229,11 @@ class Failed:
 
 @message("stats-reply")
 class StatsReply:
-    """Verifier → engine: counters by name and, when asked for, spans (start, end pairs). O(spans)."""
+    """Verifier → engine: answers StatsQuery with counters by name. O(counters)."""
 
     query_id: int
     names: tuple[str, ...]
     values: tuple[float, ...]
-    span_kinds: tuple[str, ...]
-    span_workers: tuple[int, ...]
-    span_branches: tuple[int, ...]
-    span_starts: tuple[int, ...]  # CLOCK_MONOTONIC ns
-    span_ends: tuple[int, ...]
 
 
 # --- supervisor: pipes to the engine and to the workers ----------------------------------------

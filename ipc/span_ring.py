@@ -1,12 +1,14 @@
 """What a process does, span by span, in a file of the runtime folder: one writer, any reader.
 
 A worker is always in exactly one activity; ``enter`` ends the last one and begins the next, so the spans
-of a process have no gaps and sum to its time. Spans are kept only while a profiler asks for it; without
-one ``enter`` costs about a microsecond. The file outlives its writer, so a killed worker's last spans are read.
+of a process have no gaps and sum to its time. Spans are kept only while a reader asks for it: a profile, or
+the engine's span log. Whether or not one does, ``enter`` costs about a microsecond. The file outlives its
+writer, so a killed worker's last spans are read.
 
-Layout, all int64 in native byte order: MAGIC, pid, recording (written by the reader, all else by the
-owner), spans written so far, current activity, branch, number and start, bytes received, bytes sent; from
-HEADER_BYTES on ``NUM_SPANS`` records of activity, branch, number, start, end, of which the oldest is overwritten.
+Layout, all int64 in native byte order: MAGIC, pid, recording (a byte for each reader, PROFILE and LOG, that is
+not 0 while it reads; written by the readers, all else by the owner), spans written so far, current activity,
+branch, number and start, bytes received, bytes sent; from HEADER_BYTES on ``NUM_SPANS`` records of activity,
+branch, number, start, end, of which the oldest is overwritten.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ import numpy as np
 from seedmp.trace import Activity
 
 MAGIC = 0x5345454453503031
-NUM_SPANS = 8192
+NUM_SPANS = 32768  # some seconds of the fastest models
 HEADER_BYTES = 128
 SUFFIX = ".spans"
+PROFILE, LOG = 0, 1  # who reads
 _RECORD = struct.Struct("=5q")
 _CURRENT = struct.Struct("=4q")
 _PAIR = struct.Struct("=2q")
 _ONE = struct.Struct("=q")
 _PID_AT, _RECORDING_AT, _COUNT_AT, _CURRENT_AT, _BYTES_AT = 8, 16, 24, 32, 64
+_PROFILE_AT, _LOG_AT = _RECORDING_AT + PROFILE, _RECORDING_AT + LOG
 _SIZE_BYTES = HEADER_BYTES + NUM_SPANS * _RECORD.size
 
 
@@ -53,7 +57,7 @@ class SpanRing:
     @property
     def is_recording(self) -> bool:
         """Whether somebody wants to know."""
-        return self._map is not None and self._map[_RECORDING_AT] != 0
+        return self._map is not None and bool(self._map[_PROFILE_AT] or self._map[_LOG_AT])
 
     def enter(self, activity: Activity, branch_id: int = -1, num: int = 0) -> None:
         """End the current span and begin one.
@@ -84,7 +88,7 @@ class SpanRing:
             self._map = None
 
     def _write(self, activity: Activity, branch_id: int, num: int, start_ns: int, end_ns: int) -> None:
-        if self._map is None or not self._map[_RECORDING_AT]:
+        if self._map is None or not (self._map[_PROFILE_AT] or self._map[_LOG_AT]):
             return
         at = HEADER_BYTES + self._count % NUM_SPANS * _RECORD.size
         _RECORD.pack_into(self._map, at, activity, branch_id, num, start_ns, end_ns)
@@ -109,11 +113,15 @@ class Current:
 class SpanReader:
     """The reader's side of one process's ring.
 
+    Args:
+        who: PROFILE or LOG; both may read at once, two of a kind may not.
+
     Raises:
         OSError, ValueError: there is no ring in this file (yet).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, who: int = PROFILE) -> None:
+        self._recording_at = _RECORDING_AT + who
         with open(path, "r+b") as file:
             if os.fstat(file.fileno()).st_size != _SIZE_BYTES:
                 raise ValueError(f"{path} is no ring of spans")
@@ -142,13 +150,14 @@ class SpanReader:
 
     def record(self, wanted: bool) -> None:
         """Let the process keep its spans from now on, or no more."""
-        self._map[_RECORDING_AT] = 1 if wanted else 0
+        self._map[self._recording_at] = 1 if wanted else 0
         if wanted:
             self._seen = self._count
 
     @property
     def is_recording(self) -> bool:
-        return self._map[_RECORDING_AT] != 0
+        """Whether a reader of this kind has asked for spans."""
+        return self._map[self._recording_at] != 0
 
     def read(self) -> np.ndarray:
         """[spans since the last call, 5] int64: activity, branch, number, start, end."""

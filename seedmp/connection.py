@@ -146,7 +146,7 @@ class Connection:
             self._add(request_id, PendingScore(future, Score(request_id, prompt_ids, flat, lengths, branch), group))
         return future
 
-    def query(self, *, with_spans: bool, reset: bool) -> list[StatsReply]:
+    def query(self) -> list[StatsReply]:
         """Counters of every group.
 
         Raises:
@@ -160,7 +160,7 @@ class Connection:
                 future: Future[StatsReply] = Future()
                 self._queries[query_id] = future
                 futures.append(future)
-                self._order(group, StatsQuery(query_id, with_spans, reset))
+                self._order(group, StatsQuery(query_id))
         try:
             return [future.result(STATS_S) for future in futures]
         except FutureTimeoutError:

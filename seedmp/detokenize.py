@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenizers.decoders import DecodeStream
 
-from seedmp.stopping import cut_at_stop
+from seedmp.stop_text import cut_at_stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

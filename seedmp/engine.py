@@ -28,6 +28,7 @@ from seedmp.encode import Prompt as Prompt  # as the methods below name it
 from seedmp.errors import ConfigError, EngineClosedError, RejectedError, RequestTimeoutError
 from seedmp.in_flight import Job
 from seedmp.ipc.endpoints import make_runtime_dir
+from seedmp.ipc.span_log import SpanLog
 from seedmp.ipc.span_ring import SpanRing, ring_path
 from seedmp.launch import Launcher, LocalLauncher
 from seedmp.methods.registry import method_class
@@ -98,6 +99,8 @@ class Engine:
         leftovers = contextlib.ExitStack()  # also undone when the engine is forgotten, so it does not know the engine
         self._ending.callback(weakref.finalize(self, leftovers.close))
         leftovers.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._span_log = SpanLog(self.folder)
+        self._ending.callback(self._span_log.close)
         self._launch = launcher.start(self.config, self.folder)
         leftovers.callback(self._launch.stop)
         self.vocab_size = draft_kind.vocab_size()
@@ -348,8 +351,8 @@ class Engine:
 
         ``prefix_hit_rate`` is the share of context tokens whose KV was found instead of computed.
         """
-        total: dict[str, float] = {"workers_lost": float(self._io.num_lost)}
-        for reply in self._io.query(with_spans=False, reset=False):
+        total = {"workers_lost": float(self._io.num_lost), "spans_lost": float(self._span_log.num_lost)}
+        for reply in self._io.query():
             for name, value in zip(reply.names, reply.values, strict=True):
                 total[name] = total.get(name, 0.0) + value
         for model in ("target", "draft"):
@@ -358,15 +361,11 @@ class Engine:
         return total
 
     def spans(self, *, reset: bool = False) -> list[Span]:
-        """What drafts, queue and verifier(s) did, on one clock; ``reset`` forgets it."""
-        return [
-            Span(*row)
-            for reply in self._io.query(with_spans=True, reset=reset)
-            for row in zip(
-                reply.span_kinds, reply.span_workers, reply.span_branches, reply.span_starts, reply.span_ends,
-                strict=True,
-            )
-        ]  # fmt: skip
+        """What drafts, queue and verifier(s) did, on one clock, since the first call; ``reset`` forgets it.
+
+        The first call begins the recording. ``stats()["spans_lost"]`` counts what was overwritten before it was read.
+        """
+        return self._span_log.spans(reset=reset)
 
     def worker_pids(self) -> dict[str, int]:
         """Process ids of the workers that are ready, by name, and of the supervisor."""

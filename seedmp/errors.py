@@ -95,7 +95,18 @@ class InternalError(SeedmpError):
 
 
 class InvalidTransitionError(InternalError):
-    """The scheduler saw an event that its state does not allow; the message tells the story."""
+    """The scheduler saw an event that its state does not allow.
+
+    Attributes:
+        story: what happened to the branch before, a line for each event; possibly empty.
+    """
+
+    def __init__(self, message: str, story: str = "") -> None:
+        super().__init__(message, story)
+        self.story = story
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n{self.story}" if self.story else str(self.args[0])
 
 
 class InvariantError(InternalError):

@@ -1,4 +1,4 @@
-"""Names of worker processes."""
+"""Names of worker processes and of their incarnations."""
 
 from __future__ import annotations
 
@@ -38,3 +38,29 @@ class WorkerName:
         if kind == DRAFT and group.isdecimal() and draft.isdecimal():
             return cls(int(group), int(draft))
         raise ValueError(f"{text!r} names no worker: expected verifier-GROUP or draft-GROUP.DRAFT")
+
+
+@dataclass(frozen=True)
+class Incarnation:
+    """One process of a worker: a replacement has the next epoch.
+
+    As text it is ``NAME-EPOCH``: the name of its span ring, and of a draft's socket.
+    """
+
+    worker: WorkerName
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.worker}-{self.epoch}"
+
+    @classmethod
+    def parse(cls, text: str) -> Incarnation:
+        """The inverse of ``str``.
+
+        Raises:
+            ValueError: the text names no incarnation of a worker.
+        """
+        name, _, epoch = text.rpartition("-")
+        if not epoch.isdecimal():
+            raise ValueError(f"{text!r} names no incarnation of a worker: expected NAME-EPOCH")
+        return cls(WorkerName.parse(name), int(epoch))

@@ -70,3 +70,10 @@ def verifier_busy(spans: Sequence[Span], wall_s: float) -> float:
 def draft_busy_s(spans: Sequence[Span]) -> float:
     """Seconds of drafting, summed over workers."""
     return sum(span.end_ns - span.start_ns for span in spans if span.kind == "draft") / 1e9
+
+
+def draft_round_s(spans: Sequence[Span]) -> float:
+    """Mean seconds from a draft's start to a proposal; proposals that were drafted together took the same time."""
+    drafts = [span for span in spans if span.kind == "draft"]
+    total_ns = sum((span.end_ns - span.start_ns) * span.num for span in drafts)
+    return share(total_ns / 1e9, sum(span.num for span in drafts))

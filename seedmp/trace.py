@@ -23,13 +23,14 @@ class Activity(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Span:
-    """Work of one worker on one branch (-1: on several).
+    """Work of one worker on one branch (-1: on several). All spans come from the rings of ``ipc/span_ring.py``.
 
     Args:
-        kind: ``draft``, ``queue``, ``verify``.
+        kind: ``draft``; ``queue``, a proposal's wait; ``verify``, a forward and the accept rule.
         worker_id: draft worker, or -1 for the verifier.
         start_ns: CLOCK_MONOTONIC.
         end_ns: CLOCK_MONOTONIC.
+        num: proposals that a draft made in this time; 1 for the others.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Span:
     branch_id: int
     start_ns: int
     end_ns: int
+    num: int = 1
 
 
 def union(spans: Iterable[Span]) -> list[tuple[int, int]]:

@@ -28,7 +28,8 @@ from seedmp.ipc.messages import CudaTensor
 from seedmp.models.load import ModelSpec, eos_token_ids, load_config, load_model, load_tokenizer
 from seedmp.models.packed import PackedModel, max_positions
 from seedmp.models.prepack import prepack_linears
-from seedmp.scheduler.scheduler import Limits, Scheduler
+from seedmp.scheduler.scheduler import Scheduler
+from seedmp.scheduler.state import Limits
 from seedmp.workers.target import TargetRunner
 from seedmp.workers.verifier import Verifier
 

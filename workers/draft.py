@@ -25,7 +25,7 @@ from seedmp.decoding.propose import (
 from seedmp.draft_order import DraftOrder
 from seedmp.drafts.base import Drafter
 from seedmp.errors import ProtocolError
-from seedmp.ids import WorkerName
+from seedmp.ids import Incarnation, WorkerName
 from seedmp.ipc.arena import publish_barrier
 from seedmp.ipc.channel import DealerChannel
 from seedmp.ipc.endpoints import draft_endpoint
@@ -303,13 +303,12 @@ class DraftServer:
         assert name.draft is not None, f"{name} is no draft"
         worker_id = name.draft
         self.context = zmq.Context()
-        self.channel = DealerChannel(
-            self.context, draft_endpoint(folder, name.group, verifier_epoch), f"draft-{worker_id}-{epoch}".encode()
-        )
+        process = str(Incarnation(name, epoch))
+        self.channel = DealerChannel(self.context, draft_endpoint(folder, name.group, verifier_epoch), process.encode())
         self.worker_id = worker_id
         self.epoch = epoch
         self.early: list[Any] = []  # what came with the welcome
-        self.ring = SpanRing(ring_path(folder, f"{name}-{epoch}"))
+        self.ring = SpanRing(ring_path(folder, process))
         self.channel.send(DraftHello(worker_id, epoch, PROTOCOL_VERSION, layout))
 
     def welcome(self, timeout_s: float, beat: Callable[[], None]) -> DraftWelcome:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +18,7 @@ import zmq
 
 from seedmp.config import EngineConfig
 from seedmp.errors import ProtocolError
-from seedmp.ids import WorkerName
+from seedmp.ids import Incarnation, WorkerName
 from seedmp.ipc.channel import RouterChannel, receive_on_pipe
 from seedmp.ipc.endpoints import draft_endpoint, engine_endpoint
 from seedmp.ipc.messages import (
@@ -50,13 +49,12 @@ from seedmp.scheduler import actions, events
 from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
-from seedmp.trace import Activity, Span
+from seedmp.trace import Activity
 from seedmp.workers.target import TargetRunner, read_proposal
 
 log = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 500
-MAX_SPANS = 200_000
 NS_PER_MS = 1_000_000
 
 
@@ -83,6 +81,7 @@ class Verifier:
         self.config = config
         self.scheduler = scheduler
         self.runner = runner
+        self.group = group
         self.supervisor = supervisor
         self.draft_layout = draft_layout
         self.cuda_tensors = cuda_tensors
@@ -95,13 +94,13 @@ class Verifier:
         self.branch_ids: dict[tuple[bytes, int], int] = {}
         self.next_branch_id = 0
         self.outbox: list[tuple[bytes, Any]] = []  # for engines; drafts are told first, they are waiting
-        self.spans: deque[Span] = deque(maxlen=MAX_SPANS)
         self.wake_ns: int | None = None  # when to decide again even if nothing comes
+        self.num_stale = 0  # proposals of workers that are gone, or with impossible tokens
         self.overhead_ns = 0
         self.forward_ns = 0
         self.draft_overhead_ns = 0
         self.draft_forward_ns = 0
-        self.ring = SpanRing(ring_path(folder, f"{WorkerName(group)}-{epoch}"), clock_ns)
+        self.ring = SpanRing(ring_path(folder, str(Incarnation(WorkerName(group), epoch))), clock_ns)
         self.running = True
 
     # --- the loop -------------------------------------------------------------------------------
@@ -151,9 +150,9 @@ class Verifier:
             while self.supervisor.poll():
                 msg = receive_on_pipe(self.supervisor)
                 if isinstance(msg, WorkerLost):
-                    worker_id = WorkerName.parse(msg.worker).draft
-                    assert worker_id is not None, f"{msg.worker} is no draft"
-                    self._tell(events.WorkerLost(worker_id, msg.epoch))
+                    draft = WorkerName.parse(msg.worker).draft
+                    assert draft is not None, f"{msg.worker} is no draft"
+                    self._tell(events.WorkerLost(draft, msg.epoch))
                 elif isinstance(msg, Shutdown):
                     self.running = False
         except (EOFError, OSError):
@@ -184,6 +183,10 @@ class Verifier:
         else:
             self.drafts.num_malformed += 1
 
+    def _identity(self, worker_id: int, epoch: int) -> bytes:
+        """Of a draft's socket."""
+        return str(Incarnation(WorkerName(self.group, worker_id), epoch)).encode()
+
     def _is_current(self, peer: bytes, epoch: int) -> bool:
         worker_id = _worker_id(peer)
         return worker_id is not None and self.scheduler.workers.get(worker_id) == epoch
@@ -198,11 +201,10 @@ class Verifier:
         if not self._is_current(peer, msg.epoch) or any(
             not 0 <= t < self.runner.packed.vocab_size for t in msg.token_ids
         ):
-            self.scheduler.counters["stale_proposals"] += 1
+            self.num_stale += 1
             return
         worker_id = _worker_id(peer)
         assert worker_id is not None
-        self.spans.append(Span("draft", worker_id, msg.branch_id, msg.started_ns, msg.ready_ns))
         self.draft_forward_ns += msg.forward_ns
         self.draft_overhead_ns += msg.ready_ns - msg.started_ns - msg.forward_ns
         self._tell(
@@ -218,7 +220,7 @@ class Verifier:
                 self._tell(
                     events.BranchSubmitted(
                         branch_id, msg.stream, msg.prompt_ids, msg.committed_ids, msg.params,
-                        _keeper(peer, msg.branch), _keeper(peer, msg.child), msg.priority, msg.user,
+                        _owner(peer, msg.branch), _owner(peer, msg.child), msg.priority, msg.user,
                     )
                 )  # fmt: skip
         elif isinstance(msg, Score):
@@ -228,7 +230,7 @@ class Verifier:
             if branch_id is not None:
                 self._tell(events.BranchCancelled(branch_id))
         elif isinstance(msg, CloseBranches):
-            self._tell(events.KeepersLeft(tuple((peer, branch) for branch in msg.branches), msg.free))
+            self._tell(events.OwnersLeft(tuple((peer, branch) for branch in msg.branches), msg.free))
         elif isinstance(msg, StatsQuery):
             self.engines.send(peer, self._stats(msg))
         elif isinstance(msg, EngineHello):
@@ -258,13 +260,13 @@ class Verifier:
         for length in msg.lengths:
             parents += [NO_PARENT, *range(len(parents), len(parents) + length - 1)]
         tree = TokenTree(msg.token_ids, tuple(parents), ProposalKind.DETERMINISTIC)
-        self._tell(events.ScoreRequested(branch_id, msg.prompt_ids, tree, _keeper(peer, msg.branch)))
+        self._tell(events.ScoreRequested(branch_id, msg.prompt_ids, tree, _owner(peer, msg.branch)))
 
     # --- orders ---------------------------------------------------------------------------------
 
     def send_draft_task(self, order: actions.SendDraftTask) -> None:
         draft = order.draft
-        self.drafts.send(f"draft-{draft.worker_id}-{draft.epoch}".encode(), DraftTask(draft))
+        self.drafts.send(self._identity(draft.worker_id, draft.epoch), DraftTask(draft))
 
     def run_forward(self, order: actions.RunForward) -> None:
         self._send_outbox()
@@ -281,13 +283,9 @@ class Verifier:
         outcomes, scores = self.runner.decide(order.segments, logits)
         end_ns = self.clock_ns()
         self.forward_ns += self.runner.packed.forward_ns - forward_before
-        self.spans.append(Span("verify", -1, branch_id, start_ns, end_ns))
         for segment in verified:
-            branch = self.scheduler.branches.get(segment.branch_id)
-            if branch is not None:
-                ready_ns = min(branch.ready_ns, start_ns)
-                self.spans.append(Span("queue", -1, segment.branch_id, ready_ns, start_ns))
-                self.ring.note(Activity.QUEUE, segment.branch_id, len(segment.tree), ready_ns, start_ns)
+            ready_ns = min(segment.ready_ns, start_ns)
+            self.ring.note(Activity.QUEUE, segment.branch_id, len(segment.tree), ready_ns, start_ns)
         for scored_id, logprobs in scores.items():
             peer, request_id = self.owners[scored_id]
             self.outbox.append((peer, Scored(request_id, logprobs)))
@@ -321,8 +319,8 @@ class Verifier:
         return owner
 
     def _stats(self, query: StatsQuery) -> StatsReply:
-        scheduler = self.scheduler
-        values: dict[str, float] = {name: float(value) for name, value in scheduler.counters.items()}
+        values = self.scheduler.figures()
+        values["stale_proposals"] += self.num_stale
         values |= {
             "overhead_ns": self.overhead_ns,
             "forward_ns": self.forward_ns,
@@ -333,28 +331,12 @@ class Verifier:
             "draft_bytes_in": self.drafts.bytes_in,
             "draft_bytes_out": self.drafts.bytes_out,
             "malformed_messages": self.engines.num_malformed + self.drafts.num_malformed,
-            "active_branches": len(scheduler.branches),
-            "queue_len": len(scheduler._queue),
-            "drafts_alive": len(scheduler.workers),
-            "target_slots_free": scheduler.target_slots.num_free,
-            "draft_slots_free": scheduler.draft_slots.num_free,
-            "branches_kept": scheduler.target_slots.num_kept,
-            "target_slots_leased": scheduler.target_slots.num_leased,
-            "draft_slots_leased": scheduler.draft_slots.num_leased,
         }
-        spans = list(self.spans) if query.with_spans else []
-        if query.reset:
-            self.spans.clear()
-        return StatsReply(
-            query.query_id, tuple(values), tuple(float(value) for value in values.values()),
-            tuple(span.kind for span in spans), tuple(span.worker_id for span in spans),
-            tuple(span.branch_id for span in spans), tuple(span.start_ns for span in spans),
-            tuple(span.end_ns for span in spans),
-        )  # fmt: skip
+        return StatsReply(query.query_id, tuple(values), tuple(float(value) for value in values.values()))
 
     def _close(self) -> None:
         for worker_id, epoch in self.scheduler.workers.items():
-            self.drafts.send(f"draft-{worker_id}-{epoch}".encode(), Shutdown())
+            self.drafts.send(self._identity(worker_id, epoch), Shutdown())
         self.drafts.socket.setsockopt(zmq.LINGER, 200)
         self.engines.close()
         self.drafts.close()
@@ -362,11 +344,13 @@ class Verifier:
         self.context.term()
 
 
-def _keeper(peer: bytes, branch: int) -> tuple[bytes, int] | None:
+def _owner(peer: bytes, branch: int) -> tuple[bytes, int] | None:
     return (peer, branch) if branch else None
 
 
 def _worker_id(peer: bytes) -> int | None:
-    """The worker behind a socket identity ``draft-ID-EPOCH``; None for anything else."""
-    parts = peer.split(b"-")
-    return int(parts[1]) if len(parts) == 3 and parts[0] == b"draft" and parts[1].isdigit() else None
+    """The draft worker behind a socket's identity; None for anything else."""
+    try:
+        return Incarnation.parse(peer.decode()).worker.draft
+    except ValueError:
+        return None

@@ -6,14 +6,14 @@ Nothing is ever copied: rolling back frees slots.
 
 A slot is in one of four states: free; leased (being written, unknown to others); registered and
 held (a branch's tail or an ancestor of one); registered and idle (a cached prefix that is evicted,
-least recently used first, when room is needed). Idle prefixes that somebody keeps are evicted last.
+least recently used first, when room is needed). Idle prefixes that somebody has pinned are evicted last.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable
 
 from seedmp.errors import InvariantError, OutOfSlotsError
 
@@ -26,7 +26,7 @@ class SlotTree:
     Invariants:
         each slot has exactly one state; ``refs`` of a registered slot is the number of holders
         whose tail it is plus its registered children; a slot is idle iff its refs are 0; every
-        keeper has one registered slot.
+        owner has one registered slot.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -38,9 +38,9 @@ class SlotTree:
         self._refs = [0] * num_slots
         self._child: dict[tuple[int, int], int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._kept_idle: OrderedDict[int, None] = OrderedDict()  # the same, but somebody keeps them
-        self._keepers: dict[int, set[Hashable]] = {}  # slot -> who keeps it
-        self._kept_slot: dict[Hashable, int] = {}  # the inverse
+        self._pinned_idle: OrderedDict[int, None] = OrderedDict()  # the same, but somebody pinned them
+        self._owners: dict[int, set[Hashable]] = {}  # slot -> who pinned it
+        self._pinned_slot: dict[Hashable, int] = {}  # the inverse
         self.num_evicted = 0
 
     @property
@@ -49,9 +49,9 @@ class SlotTree:
         return len(self._free)
 
     @property
-    def num_kept(self) -> int:
+    def num_pinned(self) -> int:
         """Keepers that have a slot."""
-        return len(self._kept_slot)
+        return len(self._pinned_slot)
 
     @property
     def num_leased(self) -> int:
@@ -62,17 +62,9 @@ class SlotTree:
         """The slot of ``token_id`` below ``parent`` (NO_SLOT: first token), if registered."""
         return self._child.get((parent, token_id))
 
-    def find_path(self, token_ids: Sequence[int]) -> list[int]:
-        """Slots of the longest registered prefix of ``token_ids``."""
-        path: list[int] = []
-        parent = NO_SLOT
-        for token_id in token_ids:
-            slot = self._child.get((parent, token_id))
-            if slot is None:
-                break
-            path.append(slot)
-            parent = slot
-        return path
+    def is_below(self, slot: int, parent: int) -> bool:
+        """Whether ``slot`` is registered below ``parent``."""
+        return self._child.get((parent, self._token[slot])) == slot
 
     def lease(self, num: int) -> list[int]:
         """Take ``num`` slots to write into, evicting idle prefixes when needed.
@@ -80,8 +72,8 @@ class SlotTree:
         Raises:
             OutOfSlotsError: not enough; nothing was taken (idle prefixes may be gone).
         """
-        while len(self._free) < num and (self._idle or self._kept_idle):
-            self._evict(next(iter(self._idle or self._kept_idle)))
+        while len(self._free) < num and (self._idle or self._pinned_idle):
+            self._evict(next(iter(self._idle or self._pinned_idle)))
         if len(self._free) < num:
             raise OutOfSlotsError(num, len(self._free))
         slots = [heapq.heappop(self._free) for _ in range(num)]
@@ -114,10 +106,10 @@ class SlotTree:
         return slot
 
     def hold(self, slot: int) -> None:
-        """Keep ``slot`` and its ancestors until ``release``."""
+        """Protect ``slot`` and its ancestors from eviction until ``release``."""
         self._refs[slot] += 1
         self._idle.pop(slot, None)
-        self._kept_idle.pop(slot, None)
+        self._pinned_idle.pop(slot, None)
 
     def release(self, slot: int) -> None:
         """Undo one ``hold``; what nobody holds stays as a cached prefix until room is needed."""
@@ -127,41 +119,41 @@ class SlotTree:
         if self._refs[slot] == 0:
             self._lru_of(slot)[slot] = None
 
-    def keep(self, keeper: Hashable, slot: int) -> None:
-        """Evict ``slot`` and its ancestors only when nothing else is left; a keeper has one slot at a time.
+    def pin(self, owner: Hashable, slot: int) -> None:
+        """Evict ``slot`` and its ancestors only when nothing else is left; an owner has one slot at a time.
 
-        When a kept slot is evicted after all, its parent is kept instead.
+        When a pinned slot is evicted after all, its parent is pinned instead.
         """
-        self._forget_keeper(keeper)
-        self._kept_slot[keeper] = slot
-        self._keepers.setdefault(slot, set()).add(keeper)
+        self._forget_owner(owner)
+        self._pinned_slot[owner] = slot
+        self._owners.setdefault(slot, set()).add(owner)
         if self._idle.pop(slot, NO_SLOT) is None:
-            self._kept_idle[slot] = None
+            self._pinned_idle[slot] = None
 
-    def drop_keeper(self, keeper: Hashable, *, free: bool) -> None:
-        """Undo ``keep``; with ``free``, slots of the path that nobody holds or keeps are freed at once."""
-        slot = self._forget_keeper(keeper)
+    def unpin(self, owner: Hashable, *, free: bool) -> None:
+        """Undo ``pin``; with ``free``, slots of the path that nobody holds or has pinned are freed at once."""
+        slot = self._forget_owner(owner)
         while free and slot != NO_SLOT and slot in self._idle:
             parent = self._parent[slot]
             self._evict(slot)
             slot = parent
 
     def clear(self) -> None:
-        """Forget every idle prefix, kept or not."""
-        while self._idle or self._kept_idle:
-            self._evict(next(iter(self._idle or self._kept_idle)))
+        """Forget every idle prefix, pinned or not."""
+        while self._idle or self._pinned_idle:
+            self._evict(next(iter(self._idle or self._pinned_idle)))
 
     def _lru_of(self, slot: int) -> OrderedDict[int, None]:
-        return self._kept_idle if slot in self._keepers else self._idle
+        return self._pinned_idle if slot in self._owners else self._idle
 
-    def _forget_keeper(self, keeper: Hashable) -> int:
-        """Take away what a keeper keeps; its slot, or NO_SLOT."""
-        slot = self._kept_slot.pop(keeper, NO_SLOT)
+    def _forget_owner(self, owner: Hashable) -> int:
+        """Take away what an owner keeps; its slot, or NO_SLOT."""
+        slot = self._pinned_slot.pop(owner, NO_SLOT)
         if slot != NO_SLOT:
-            self._keepers[slot].discard(keeper)
-            if not self._keepers[slot]:
-                del self._keepers[slot]
-                if self._kept_idle.pop(slot, NO_SLOT) is None:
+            self._owners[slot].discard(owner)
+            if not self._owners[slot]:
+                del self._owners[slot]
+                if self._pinned_idle.pop(slot, NO_SLOT) is None:
                     self._idle[slot] = None
         return slot
 
@@ -171,18 +163,21 @@ class SlotTree:
         del self._child[parent, self._token[slot]]
         heapq.heappush(self._free, slot)
         self.num_evicted += 1
-        for keeper in self._keepers.pop(slot, ()):
-            del self._kept_slot[keeper]
+        for owner in self._owners.pop(slot, ()):
+            del self._pinned_slot[owner]
             if parent != NO_SLOT:
-                self._kept_slot[keeper] = parent
-                self._keepers.setdefault(parent, set()).add(keeper)
+                self._pinned_slot[owner] = parent
+                self._owners.setdefault(parent, set()).add(owner)
         if parent != NO_SLOT:
             self.release(parent)
             if self._refs[parent] == 0:
                 self._lru_of(parent).move_to_end(parent, last=False)
 
-    def validate(self) -> None:
+    def validate(self, tails: Iterable[int] | None = None) -> None:
         """Check every invariant.
+
+        Args:
+            tails: slots that are held, as often as they are; None leaves out to count holds.
 
         Raises:
             InvariantError: one does not hold; the message says which.
@@ -204,8 +199,13 @@ class SlotTree:
         for slot in registered:
             if self._refs[slot] < children[slot] or (self._refs[slot] == 0) != (slot in self._lru_of(slot)):
                 raise InvariantError(f"slot {slot}: refs {self._refs[slot]}, children {children[slot]}")
-        if len(self._idle.keys() | self._kept_idle.keys()) != sum(self._refs[slot] == 0 for slot in registered):
+        if tails is not None:
+            held = Counter(tails)
+            for slot in registered:
+                if self._refs[slot] != children[slot] + held[slot]:
+                    raise InvariantError(f"slot {slot}: refs {self._refs[slot]}, {children[slot]} + {held[slot]} known")
+        if len(self._idle.keys() | self._pinned_idle.keys()) != sum(self._refs[slot] == 0 for slot in registered):
             raise InvariantError("an idle list names slots that are not idle")
-        kept = {keeper: slot for slot, keepers in self._keepers.items() for keeper in keepers}
-        if kept != self._kept_slot or not set(self._keepers) <= registered:
-            raise InvariantError("a keeper's slot is not registered, or is not its own")
+        pinned = {owner: slot for slot, owners in self._owners.items() for owner in owners}
+        if pinned != self._pinned_slot or not set(self._owners) <= registered:
+            raise InvariantError("an owner's slot is not registered, or is not its own")

@@ -28,6 +28,7 @@ class Measurement:
         verify_ms: mean time of one forward of the target.
         overhead_ms_per_round: verifier's time outside forwards, per round.
         draft_overhead_ms_per_round: drafts' time outside forwards, per round.
+        spans_lost: if not 0, times and shares are short: spans were overwritten before they were read.
     """
 
     wall_s: float
@@ -42,6 +43,7 @@ class Measurement:
     overhead_ms_per_round: float
     draft_overhead_ms_per_round: float
     queue_wait_ms: float
+    spans_lost: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """A JSON-able dictionary without the tokens."""
@@ -62,11 +64,10 @@ def account(engine: Engine, job: Callable[[], Sequence[RequestOutput]]) -> Measu
     start_s = time.perf_counter()
     outputs = job()
     wall_s = time.perf_counter() - start_s
+    spans = engine.spans()
     after = engine.stats()
     used = {name: after[name] - before.get(name, 0.0) for name in after}
-    spans = engine.spans()
     rounds = max(1.0, used["rounds"])
-    drafts = [span for span in spans if span.kind == "draft"]
     verifies = [span for span in spans if span.kind == "verify"]
     return Measurement(
         wall_s,
@@ -76,11 +77,12 @@ def account(engine: Engine, job: Callable[[], Sequence[RequestOutput]]) -> Measu
         metrics.mean_accepted_len(int(used["accepted"]), int(used["rounds"])),
         metrics.overlap_s(spans),
         metrics.verifier_busy(spans, wall_s),
-        1e3 * metrics.draft_busy_s(spans) / max(1, len(drafts)),
+        1e3 * metrics.draft_round_s(spans),
         sum(span.end_ns - span.start_ns for span in verifies) / 1e6 / max(1, len(verifies)),
         used["overhead_ns"] / 1e6 / rounds,
         used["draft_overhead_ns"] / 1e6 / rounds,
         used["queue_wait_ns"] / 1e6 / rounds,
+        int(used["spans_lost"]),
     )
 
 

@@ -107,9 +107,7 @@ class Method(ABC):
     @property
     def max_drafted(self) -> int:
         """Draft tokens that are run forward at most: draft slots that a round takes besides the text's."""
-        if self.shape is None:
-            return 0
-        return self.shape.num_drafted if isinstance(self.shape, Growmap) else self.shape.max_drafted
+        return 0 if self.shape is None else num_drafted(self.shape)
 
     @abstractmethod
     def drawing(self, params: SamplingParams) -> Drawing:
@@ -145,6 +143,11 @@ class Method(ABC):
         """The fields that are set, by name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def num_drafted(shape: TreeShape) -> int:
+    """Nodes of a tree that a draft runs forward at most."""
+    return shape.num_drafted if isinstance(shape, Growmap) else shape.max_drafted
 
 
 @lru_cache(maxsize=256)

@@ -12,18 +12,21 @@ from itertools import chain, islice
 
 import numpy as np
 
+from seedmp.scheduler.branches import MIN_SHARED_TOKENS
 from seedmp.token_tree.ngram import NgramShape, propose_ngram_tree
 from seedmp.token_tree.tree import TokenTree
 
 MAX_ENDED = 32  # texts remembered after their branch ended
 MAX_COMPARED = 96  # texts considered for one proposal: the youngest branches, then what ended last
 MAX_SEARCHED = 16  # texts looked in for one proposal, those with the longest common prefix
-MIN_SHARED_TOKENS = 16  # equal first tokens that make a sibling, or all of a shorter text
 _NOTHING = np.empty(0, np.int32)
 
 
 class SiblingTexts:
-    """The texts of live branches, as of their last proposal, and of the last few that ended."""
+    """The texts of live branches, as of their last proposal, and of the last few that ended.
+
+    Siblings are texts whose first MIN_SHARED_TOKENS tokens are equal, or all of a shorter text.
+    """
 
     def __init__(self) -> None:
         self._live: dict[int, np.ndarray] = {}

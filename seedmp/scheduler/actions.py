@@ -1,4 +1,7 @@
-"""Orders that the scheduler gives; the verifier process carries them out."""
+"""Orders that the scheduler gives; the verifier process carries them out.
+
+``cause`` is the id of the entry in the scheduler's log (``log``) that an order follows from.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ class SendDraftTask:
     """Hand a task to the worker that it names; answered by ProposalArrived."""
 
     draft: DraftOrder
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Segment:
         tree: draft tokens below the chain's last token.
         tree_slots: their slots.
         payload: draft probabilities, opaque here.
+        ready_ns: when the proposal was ready.
         generated_ids: the branch's tokens since the prompt, if they are constrained and ``verify``.
     """
 
@@ -46,6 +51,7 @@ class Segment:
     stream: int
     params: SamplingParams
     payload: object = None
+    ready_ns: int = 0
     generated_ids: tuple[int, ...] = ()
 
 
@@ -54,6 +60,7 @@ class RunForward:
     """Run the target once over all segments; answered by ForwardFinished."""
 
     segments: tuple[Segment, ...]
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class CommitTokens:
 
     branch_id: int
     token_ids: tuple[int, ...]
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class FinishBranch:
     reason: str
     stop: str = ""
     counters: RequestCounters = field(default_factory=RequestCounters)
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class FailBranch:
     branch_id: int
     kind: str
     text: str
+    cause: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ class WakeAt:
     """Ask the scheduler again at this time even if nothing happens."""
 
     at_ns: int
+    cause: int = 0
 
 
 Action = SendDraftTask | RunForward | CommitTokens | FinishBranch | FailBranch | WakeAt

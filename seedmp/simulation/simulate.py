@@ -19,7 +19,8 @@ from seedmp.errors import ConfigError, InternalError
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
 from seedmp.scheduler.hosts import perform
-from seedmp.scheduler.scheduler import Limits, Scheduler
+from seedmp.scheduler.scheduler import Scheduler
+from seedmp.scheduler.state import Limits
 from seedmp.simulation.costs import Costs
 from seedmp.simulation.virtual_clock import Resource, VirtualClock
 from seedmp.token_tree.growmap import Growmap

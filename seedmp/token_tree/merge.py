@@ -1,4 +1,4 @@
-"""Equal siblings of an independently drawn tree as one node, without changing the law of the output.
+"""Equal siblings of an independently drawn tree as one node (``static_tree`` makes them), without changing the law.
 
 Independent draws repeat themselves: of three children two may be one token, and each copy would cost a
 row of both models. Rule C tries children in the order of drawing, and a draw that repeats a rejected
@@ -15,8 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from seedmp.errors import ConfigError
-from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
+from seedmp.token_tree.tree import TokenTree
 
 
 @dataclass(frozen=True)
@@ -42,28 +41,3 @@ class MergedTree:
         for node_idx in self.draws:
             lists[self.tree.parents[node_idx] + 1].append(node_idx)
         return tuple(map(tuple, lists))
-
-
-def merge_equal_siblings(tree: TokenTree) -> MergedTree:
-    """Make one node of equal siblings, level by level, their subtrees united.
-
-    Args:
-        tree: IID, N nodes as drawn; node i becomes node ``draws[i]`` of the result.
-
-    Raises:
-        ConfigError: the tree is of another kind: drawn otherwise, children are distinct already.
-    """
-    if tree.kind is not ProposalKind.IID:
-        raise ConfigError(f"equal siblings are merged in {ProposalKind.IID.value} trees, not {tree.kind.value} ones")
-    token_ids: list[int] = []
-    parents: list[int] = []
-    known: dict[tuple[int, int], int] = {}
-    draws: list[int] = []
-    for token_id, old_parent in zip(tree.token_ids, tree.parents, strict=True):
-        parent = NO_PARENT if old_parent == NO_PARENT else draws[old_parent]
-        node_idx = known.setdefault((parent, token_id), len(token_ids))
-        if node_idx == len(token_ids):
-            token_ids.append(token_id)
-            parents.append(parent)
-        draws.append(node_idx)
-    return MergedTree(TokenTree(tuple(token_ids), tuple(parents), tree.kind), tuple(draws))

@@ -19,7 +19,7 @@ from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.opt_tree import AdaptiveShape
 from seedmp.token_tree.tree import ProposalKind
-from tests.property.test_codec import same
+from tests.helpers.same import same
 
 GOLDEN = Path(__file__).with_name("messages.json")
 SWOR = ProposalKind.WITHOUT_REPLACEMENT
@@ -56,13 +56,13 @@ INSTANCES: list[Any] = [
     m.Score(9, (1, 2), (3, 4, 5), (2, 1), 3),
     m.CloseBranches((3, 4), True),
     m.Cancel(9),
-    m.StatsQuery(4, True, False),
+    m.StatsQuery(4),
     m.EngineWelcome(1, 1024, 8192),
     m.Committed(9, (4, 70000)),
     m.Finished(9, "stop", "\n\n", 10**12 + 1, RequestCounters(4, 12, 6, 10**9, 10**12, 20, 21)),
     m.Scored(9, np.array([-0.5, -2.0], dtype="<f4")),
     m.Failed(9, "RejectedError", "the prompt is empty"),
-    m.StatsReply(4, ("rounds",), (3.0,), ("draft", "verify"), (0, -1), (5, -1), (10**12, 10**12), (1, 2)),
+    m.StatsReply(4, ("rounds",), (3.0,)),
     m.WorkerReady("draft-0.1", 2, 4321),
     m.WorkerFailed("draft-0.1", 2, "OSError", "no", "Traceback ..."),
     m.WorkerLost("draft-0.1", 2, -9),

@@ -21,7 +21,8 @@ from seedmp.models.packed import PackedModel, max_positions
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
 from seedmp.scheduler.hosts import perform
-from seedmp.scheduler.scheduler import Limits, Scheduler
+from seedmp.scheduler.scheduler import Scheduler
+from seedmp.scheduler.state import Limits
 from seedmp.workers.draft import TreeDrafter
 from seedmp.workers.draft_head import HeadDrafter
 from seedmp.workers.target import TargetRunner, read_proposal
@@ -121,7 +122,7 @@ class LocalLoop:
                 self._draft(*self.tasks.popleft())
         assert not self.scheduler.branches, "requests are stuck"
         assert not self.failures, self.failures
-        for slots in (self.scheduler.target_slots, self.scheduler.draft_slots):
+        for slots in (self.scheduler.forwards.slots, self.scheduler.drafting.slots):
             slots.validate()
             assert slots.num_leased == 0
         return [self.outcomes[branch_id] for branch_id in range(len(prompts))]

@@ -46,3 +46,10 @@ class Scripted(Policy):
 
     def __init__(self, choice: str, answer: Any) -> None:
         setattr(self, choice, lambda *args: answer)
+
+
+class Broken(Policy):
+    """Selects a branch that nobody has heard of."""
+
+    def select(self, queue: Iterable[QueueItem], outlook: Outlook) -> Selection:
+        return Selection((10**6,))

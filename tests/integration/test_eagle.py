@@ -18,7 +18,7 @@ from seedmp.models.eagle import new_head, save_head
 from seedmp.models.load import ModelSpec, load_model
 from seedmp.scheduler import events
 from seedmp.scheduler.actions import SendDraftTask
-from seedmp.scheduler.scheduler import BranchState
+from seedmp.scheduler.branches import BranchState
 from seedmp.workers.draft_head import HeadDrafter
 from tests.helpers.heads import make_head
 from tests.helpers.local_loop import LocalLoop, Models, Outcome
@@ -128,7 +128,7 @@ def test_a_small_arena_preempts_and_changes_nothing(kv_slots: int, get_models: G
     )  # fmt: skip
     outcomes = loop.run(PROMPTS, greedy())
     assert tokens(outcomes) == expected
-    assert loop.scheduler.counters["preempted"] + loop.scheduler.target_slots.num_evicted > 0
+    assert loop.scheduler.counters["preempted"] + loop.scheduler.forwards.slots.num_evicted > 0
 
 
 class LosingLoop(LocalLoop):
@@ -295,17 +295,17 @@ def test_states_in_which_slots_are_read(get_models: Get) -> None:
     models, _ = get_models("llama", "eagle")
     loop = LocalLoop(models, **ROOMY, **TREES["eagle-2"])
     scheduler = loop.scheduler
-    preempt = scheduler._preempt
+    preempt = scheduler.forwards._preempt
 
     def watched(keep: int, now_ns: int) -> int | None:
         drafting = {
             b.branch_id: list(b.target_path) for b in scheduler.branches.values() if b.state is BranchState.DRAFTING
         }
         victim = preempt(keep, now_ns)
-        assert all(scheduler.branches[i].target_path == path for i, path in drafting.items())
+        assert all(list(scheduler.branches[i].target_path) == path for i, path in drafting.items())
         return victim
 
-    scheduler._preempt = watched  # type: ignore[method-assign]
+    scheduler.forwards._preempt = watched  # type: ignore[method-assign]
     loop.run(PROMPTS, greedy())
 
 

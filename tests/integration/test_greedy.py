@@ -195,7 +195,7 @@ def test_a_small_arena_preempts_and_changes_nothing(get_case: Callable[[str], Ca
     loop = LocalLoop(case.models, method="mcsd", kv_slots=96, draft_kv_slots=96, max_forward_tokens=MAX_FORWARD_TOKENS)
     outcomes = loop.run(PROMPTS, greedy())
     assert [outcome.token_ids for outcome in outcomes] == case.expected
-    assert loop.scheduler.counters["preempted"] + loop.scheduler.target_slots.num_evicted > 0
+    assert loop.scheduler.counters["preempted"] + loop.scheduler.forwards.slots.num_evicted > 0
 
 
 @pytest.mark.parametrize(

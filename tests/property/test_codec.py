@@ -20,6 +20,7 @@ from seedmp.errors import ProtocolError
 from seedmp.ipc import codec, messages
 from seedmp.sampling import MAX_SEED, SamplingParams
 from seedmp.token_tree.opt_tree import AdaptiveShape
+from tests.helpers.same import same
 
 INTS = st.integers(-(2**63), 2**64 - 1)
 FLOATS = st.floats(allow_nan=False)
@@ -78,20 +79,6 @@ def instances(cls: type) -> st.SearchStrategy[Any]:
 
 
 ANY_MESSAGE = st.sampled_from(sorted(REGISTERED)).flatmap(lambda tag: instances(REGISTERED[tag]))
-
-
-def same(left: Any, right: Any) -> bool:
-    """Equality that looks into arrays."""
-    if isinstance(left, np.ndarray):
-        kinds = left.dtype == right.dtype and left.shape == right.shape
-        return bool(kinds and left.tobytes() == right.tobytes())
-    if dataclasses.is_dataclass(left) and not isinstance(left, type):
-        return type(left) is type(right) and all(
-            same(getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(left)
-        )
-    if isinstance(left, tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return type(left) is type(right) and bool(left == right)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -159,4 +146,4 @@ def test_the_error_says_what_is_wrong(header: list[Any], more: list[bytes], text
 
 
 def test_a_field_with_a_default_may_be_missing() -> None:
-    assert codec.decode([msgpack.packb(["stats-query", 3, True])]) == messages.StatsQuery(3, True, False)
+    assert codec.decode([msgpack.packb(["score", 3, [1], [2], [1]])]) == messages.Score(3, (1,), (2,), (1,), 0)

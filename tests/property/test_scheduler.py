@@ -19,12 +19,15 @@ from seedmp.kv.slot_tree import NO_SLOT
 from seedmp.methods.registry import METHODS
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
+from seedmp.scheduler.forwards import Forwards
 from seedmp.scheduler.hosts import perform
-from seedmp.scheduler.scheduler import Limits, Scheduler
+from seedmp.scheduler.scheduler import Scheduler
+from seedmp.scheduler.state import Limits
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.opt_tree import NOT_DRAFTED, AdaptiveTreeBuilder
 from seedmp.token_tree.static_tree import StaticTreeBuilder
 from seedmp.token_tree.tree import NO_PARENT, TokenTree
+from tests.helpers.same import same
 
 VOCAB_SIZE = 5
 MAX_MODEL_LEN = 56
@@ -53,14 +56,14 @@ def plain_text(request: events.BranchSubmitted) -> list[int]:
     return text
 
 
-class BoundedScheduler(Scheduler):
+class BoundedForwards(Forwards):
     """Fails, instead of hanging, when a decision preempts without end."""
 
     num_preempted = 0
 
-    def decide(self, now_ns: int) -> list[actions.Action]:
+    def order(self, *args: Any, **kwargs: Any) -> list[actions.Action]:
         self.num_preempted = 0
-        return super().decide(now_ns)
+        return super().order(*args, **kwargs)
 
     def _preempt(self, *args: Any) -> Any:
         self.num_preempted += 1
@@ -85,19 +88,25 @@ class World:
     draft_kv: dict[int, tuple[int, ...]] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
     verified: list[int] = field(default_factory=list)
+    given: list[actions.Action] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.scheduler = BoundedScheduler(self.config, Limits(MAX_MODEL_LEN, VOCAB_SIZE, frozenset()))
+        self.scheduler = Scheduler(self.config, Limits(MAX_MODEL_LEN, VOCAB_SIZE, frozenset()))
+        self.scheduler.forwards.__class__ = BoundedForwards
 
     # --- events ---
 
     def tell(self, event: events.Event) -> None:
         self.now_ns += self.rng.randrange(1, 3 * MS)
-        perform(self.scheduler.handle(event, self.now_ns), self)
+        self.obey(self.scheduler.handle(event, self.now_ns))
 
     def decide(self) -> None:
         self.now_ns += self.rng.randrange(1, MS)
-        perform(self.scheduler.decide(self.now_ns), self)
+        self.obey(self.scheduler.decide(self.now_ns))
+
+    def obey(self, orders: list[actions.Action]) -> None:
+        self.given += orders
+        perform(orders, self)
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, num_committed: int = 0) -> int:
         branch_id = len(self.tokens)
@@ -295,7 +304,8 @@ class World:
                 break
         story = {b.branch_id: b.state.value for b in self.scheduler.branches.values()}
         assert not story, f"not finished: {story}"
-        assert self.scheduler.target_slots.num_leased == self.scheduler.draft_slots.num_leased == 0
+        figures = self.scheduler.figures()
+        assert figures["target_slots_leased"] == figures["draft_slots_leased"] == 0
 
     def check_texts(self) -> None:
         for branch_id, expected in self.expected.items():
@@ -427,8 +437,31 @@ def test_small_arenas_do_preempt() -> None:
             world.submit(prompt, SamplingParams(temperature=0.0, max_tokens=15, seed=1))
         world.drain()
         world.check_texts()
-        preempted += world.scheduler.counters["preempted"] + world.scheduler.target_slots.num_evicted
+        preempted += world.scheduler.counters["preempted"] + world.scheduler.forwards.slots.num_evicted
     assert preempted > 0
+
+
+# --- stories ------------------------------------------------------------------------------------------
+
+
+def without_payload(order: actions.Action) -> actions.Action:
+    if not isinstance(order, actions.RunForward):
+        return order
+    return replace(order, segments=tuple(replace(segment, payload=None) for segment in order.segments))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(SEEDS, st.sampled_from(["fcfs-batch", "fair", "tests.helpers.policies:AnyOrder"]))
+def test_a_logged_story_played_again_gives_the_same_orders(seed: int, policy: str) -> None:
+    world = run_randomly(replace(config_of(seed, 72), policy=policy), seed, 100)
+    assert world.scheduler.log.is_whole
+    fresh = Scheduler(world.config, world.scheduler.limits)
+    again: list[actions.Action] = []
+    for entry in world.scheduler.log:
+        again += fresh.decide(entry.at_ns) if entry.event is None else fresh.handle(entry.event, entry.at_ns)
+    assert same(again, [without_payload(order) for order in world.given])
+    causes = {order.cause for order in again}
+    assert causes == {entry.entry_id for entry in world.scheduler.log if entry.orders}
 
 
 # --- first come, first served -----------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,6 +13,17 @@ from seedmp.errors import InvariantError, OutOfSlotsError
 from seedmp.kv.slot_tree import NO_SLOT, SlotTree
 
 TOKENS = st.integers(0, 3)  # few, so that equal prefixes occur
+
+
+def find_path(tree: SlotTree, token_ids: Sequence[int]) -> list[int]:
+    """Slots of the longest registered prefix of ``token_ids``."""
+    path: list[int] = []
+    for token_id in token_ids:
+        slot = tree.find_child(path[-1] if path else NO_SLOT, token_id)
+        if slot is None:
+            break
+        path.append(slot)
+    return path
 
 
 class SlotTreeMachine(RuleBasedStateMachine):
@@ -73,14 +86,14 @@ class SlotTreeMachine(RuleBasedStateMachine):
             self.tree.release(tail)
             self.paths[tail].pop()
 
-    @rule(keeper=st.integers(0, 4), tail=held)
-    def keep(self, keeper: int, tail: int) -> None:
+    @rule(owner=st.integers(0, 4), tail=held)
+    def pin(self, owner: int, tail: int) -> None:
         if tail != NO_SLOT:
-            self.tree.keep(keeper, tail)
+            self.tree.pin(owner, tail)
 
-    @rule(keeper=st.integers(0, 4), free=st.booleans())
-    def drop_keeper(self, keeper: int, free: bool) -> None:
-        self.tree.drop_keeper(keeper, free=free)
+    @rule(owner=st.integers(0, 4), free=st.booleans())
+    def unpin(self, owner: int, free: bool) -> None:
+        self.tree.unpin(owner, free=free)
 
     @rule()
     def clear(self) -> None:
@@ -88,12 +101,13 @@ class SlotTreeMachine(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        self.tree.validate()
+        tails = [tail for tail, paths in self.paths.items() for _ in paths]
+        self.tree.validate(tails)
         assert self.tree.num_leased == self.num_leased
         for tail, paths in self.paths.items():
             for path in paths:  # what is held is never evicted, nor moved
-                assert self.tree.find_path(path)[-1] == tail
-                assert len(self.tree.find_path(path)) == len(path)
+                assert find_path(self.tree, path)[-1] == tail
+                assert len(find_path(self.tree, path)) == len(path)
 
     def teardown(self) -> None:
         """When all is released and given back, every slot can be had."""
@@ -116,7 +130,7 @@ def test_the_least_recently_used_prefix_goes_first() -> None:
     tree.hold(slots[0])
     tree.release(slots[0])
     assert tree.lease(1) == [slots[1]]
-    assert tree.find_path([1]) == [] and tree.find_path([0]) == [slots[0]]
+    assert find_path(tree, [1]) == [] and find_path(tree, [0]) == [slots[0]]
     assert tree.num_evicted == 1
 
 
@@ -128,33 +142,33 @@ def registered_chain(tree: SlotTree, *token_ids: int) -> list[int]:
     return path
 
 
-def test_what_is_kept_is_evicted_last_and_then_from_its_end() -> None:
+def test_what_is_pinned_is_evicted_last_and_then_from_its_end() -> None:
     tree = SlotTree(4)
-    kept = registered_chain(tree, 1, 2)
-    tree.keep("branch", kept[-1])
-    other = registered_chain(tree, 7, 8)  # used later, kept by nobody
+    pinned = registered_chain(tree, 1, 2)
+    tree.pin("branch", pinned[-1])
+    other = registered_chain(tree, 7, 8)  # used later, pinned by nobody
     tree.lease(2)
-    assert tree.find_path([7, 8]) == [] and tree.find_path([1, 2]) == kept, other
+    assert find_path(tree, [7, 8]) == [] and find_path(tree, [1, 2]) == pinned, other
     tree.lease(1)
-    assert tree.find_path([1, 2]) == kept[:1] and tree.num_kept == 1
+    assert find_path(tree, [1, 2]) == pinned[:1] and tree.num_pinned == 1
     tree.validate()
     tree.lease(1)
-    assert tree.num_kept == 0
+    assert tree.num_pinned == 0
     tree.validate()
 
 
-def test_a_keeper_that_goes_frees_what_nobody_else_has() -> None:
+def test_an_owner_that_goes_frees_what_nobody_else_has() -> None:
     tree = SlotTree(8)
     prompt = registered_chain(tree, 1, 2)
     left, right = registered_chain(tree, 1, 2, 3, 4)[-1], registered_chain(tree, 1, 2, 5)[-1]
-    tree.keep("prompt", prompt[-1])
-    tree.keep("left", left)
+    tree.pin("prompt", prompt[-1])
+    tree.pin("left", left)
     tree.hold(right)
-    tree.drop_keeper("left", free=True)
-    assert tree.find_path([1, 2, 3]) == prompt, "both of its own slots are free"
-    tree.drop_keeper("prompt", free=True)
-    assert tree.find_path([1, 2, 5]) == [*prompt, right], "somebody still has the prompt"
-    tree.drop_keeper("nobody", free=True)
+    tree.unpin("left", free=True)
+    assert find_path(tree, [1, 2, 3]) == prompt, "both of its own slots are free"
+    tree.unpin("prompt", free=True)
+    assert find_path(tree, [1, 2, 5]) == [*prompt, right], "somebody still has the prompt"
+    tree.unpin("nobody", free=True)
     tree.validate()
 
 

@@ -11,9 +11,11 @@ from seedmp.config import EngineConfig
 from seedmp.errors import InvariantError
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import events
+from seedmp.scheduler.branches import BranchState
 from seedmp.scheduler.policies import QueueItem
 from seedmp.scheduler.queue import FirstComeQueue, QueueView
-from seedmp.scheduler.scheduler import BranchState, Limits, Scheduler
+from seedmp.scheduler.scheduler import Scheduler
+from seedmp.scheduler.state import Limits
 
 
 def item(branch_id: int, ready_ns: int, num_rows: int = 4) -> QueueItem:
@@ -67,21 +69,21 @@ def scheduler() -> Scheduler:
 
 def test_a_policy_sees_the_whole_queue_without_what_was_preempted(scheduler: Scheduler) -> None:
     """Each wants 19 rows."""
-    assert [(i.branch_id, i.num_rows) for i in scheduler.queue] == [(0, 19), (1, 19), (2, 19)]
-    view = QueueView(scheduler._queue, {0})
+    assert [(i.branch_id, i.num_rows) for i in QueueView(scheduler.state.branches.queue)] == [(0, 19), (1, 19), (2, 19)]
+    view = QueueView(scheduler.state.branches.queue, {0})
     assert [i.branch_id for i in view] == [i.branch_id for i in view] == [1, 2]
     assert view.get(0) is None and view.get(1) is not None and view
-    assert not QueueView(scheduler._queue, {0, 1, 2})
+    assert not QueueView(scheduler.state.branches.queue, {0, 1, 2})
 
 
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (lambda s: s._in_state[BranchState.DRAFTABLE].remove(1), "branches by state"),
-        (lambda s: s._queue.remove(2), "queue"),
-        (lambda s: s.branches[0].target_path.append(s.target_slots.lease(1)[0]), "queue|leased"),
-        (lambda s: s._computing.update({0: s.branches[0]}), "contexts"),
-        (lambda s: s._loads.update([7]), "loads"),
+        (lambda s: s.state.branches._in_state[BranchState.DRAFTABLE].remove(1), "branches by state"),
+        (lambda s: s.state.branches.queue.remove(2), "queue"),
+        (lambda s: s.branches[0].target_path.slots.append(s.forwards.slots.lease(1)[0]), "path"),
+        (lambda s: s.drafting._computing.update({0: s.branches[0]}), "contexts"),
+        (lambda s: s.drafting._loads.update([7]), "loads"),
     ],
 )
 def test_what_is_kept_wrongly_is_found(scheduler: Scheduler, spoil: Callable[[Scheduler], None], text: str) -> None:

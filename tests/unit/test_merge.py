@@ -13,8 +13,9 @@ import pytest
 from seedmp.decoding.specinfer import SpecInferTrial
 from seedmp.errors import ConfigError
 from seedmp.token_tree.growmap import Growmap
-from seedmp.token_tree.merge import MergedTree, merge_equal_siblings
+from seedmp.token_tree.merge import MergedTree
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
+from tests.helpers.merge import merge_equal_siblings
 
 VOCAB = 3
 Path = tuple[int, ...]

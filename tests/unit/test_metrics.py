@@ -47,6 +47,13 @@ def test_busy() -> None:
     assert metrics.draft_busy_s(SPANS) == pytest.approx(5)
 
 
+def test_time_of_a_proposal() -> None:
+    """Three drafted together in 2 s and one alone in 1 s."""
+    together, alone = Span("draft", 0, -1, 0, 2 * S, 3), Span("draft", 0, 0, 2 * S, 3 * S)
+    assert metrics.draft_round_s([together, alone, span("verify", 0, 9)]) == pytest.approx(7 / 4)
+    assert metrics.draft_round_s([]) == 0
+
+
 def test_rates() -> None:
     assert metrics.acceptance_rate(3, 12) == 0.25
     assert metrics.acceptance_rate(0, 0) == 0

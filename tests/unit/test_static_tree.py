@@ -7,10 +7,10 @@ import random
 import pytest
 
 from seedmp.token_tree.growmap import Growmap
-from seedmp.token_tree.merge import merge_equal_siblings
 from seedmp.token_tree.opt_tree import NOT_DRAFTED, AdaptiveShape, AdaptiveTreeBuilder
 from seedmp.token_tree.static_tree import GrownStaticTree, StaticTreeBuilder
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
+from tests.helpers.merge import merge_equal_siblings
 
 SWOR, IID = ProposalKind.WITHOUT_REPLACEMENT, ProposalKind.IID
 MAPS = [(2, 1, 0, 0), (3, 2, 0, 1, 0, 2, 0, 0, 0), Growmap.chains(3, 3).num_children, (1, 0), (1, 1, 3, 0, 0, 0)]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from seedmp.sampling import SamplingParams
-from seedmp.stopping import Stop, cut_at_stop, find_stop
+from seedmp.scheduler.stopping import Stop, find_stop
+from seedmp.stop_text import cut_at_stop
 
 EOS = 2
 PIECES = {3: "one", 4: " tw", 5: "o", 6: "\n", 7: "\n\nthree", 8: "é", 9: ""}

@@ -62,8 +62,3 @@ def _find_stop_string(token_ids: list[int], stop: tuple[str, ...], decode: Decod
     text = decode(token_ids[-window:])
     hits = [(text.find(candidate), candidate) for candidate in stop if candidate in text]
     return min(hits)[1] if hits else ""
-
-
-def cut_at_stop(text: str, stop: str) -> str:
-    """``text`` up to the first occurrence of ``stop``."""
-    return text[: text.find(stop)] if stop and stop in text else text
