@@ -8,8 +8,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from seedmp import metrics
+from seedmp.profiling import memory_chart
 from seedmp.profiling.findings import Finding, measure_busy
-from seedmp.profiling.sampler import ProcessRecord, Sample
+from seedmp.profiling.sampler import ProcessRecord
 from seedmp.trace import Activity
 from seedmp.tuning.costs import Costs, Curve, chain_acceptance
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from seedmp.profiling.profile import ProfileData
 
 FORMAT = 1
-MIB = 2**20
 NOTE = "switches: taken from its core by somebody else. PSS: with its share of shared pages. engine: your process."
 STYLE = """
 body { font: 15px/1.5 Helvetica, Arial, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #111 }
@@ -76,7 +76,7 @@ def _process(process: ProcessRecord) -> dict[str, Any]:
 
 def _most(process: ProcessRecord, name: str) -> float:
     values = [getattr(sample, name) for sample in process.samples]
-    return float(max(values, default=0)) / MIB
+    return float(max(values, default=0)) / memory_chart.MIB
 
 
 def in_words(data: ProfileData, findings: list[Finding]) -> str:
@@ -191,44 +191,7 @@ def page(data: ProfileData, summary: str, picture: str) -> str:
 <figure>{picture}<figcaption>Who drafted, waited and was verified when: forwards that took as long as is usual.
 </figcaption></figure>
 <h2>Memory</h2>
-<figure>{_memory(data)}<figcaption>Resident memory by process, MiB; pages that processes share count in each.
+<figure>{memory_chart.svg(data)}<figcaption>Resident memory by process, MiB; pages that processes share count in each.
 </figcaption></figure>
 <p>All spans: open <code>trace.json</code> in ui.perfetto.dev. All figures: <code>profile.json</code>.</p>
 <footer>{escape(node)}</footer></body></html>"""
-
-
-def _memory(data: ProfileData, width: float = 1080.0, height: float = 180.0) -> str:
-    """RSS of each process over time as lines, their names at the end."""
-    most = max((sample.rss_bytes for process in data.processes for sample in process.samples), default=1)
-    span_ns = max(data.end_ns - data.start_ns, 1)
-    left, right, bottom = 60.0, 130.0, 24.0
-
-    def point(sample: Sample) -> str:
-        x = left + (width - left - right) * (sample.at_ns - data.start_ns) / span_ns
-        return f"{x:.1f},{(height - bottom) * (1 - sample.rss_bytes / most / 1.1):.1f}"
-
-    parts, used = [], list[float]()
-    shown = sorted((p for p in data.processes if p.samples), key=lambda p: -p.samples[-1].rss_bytes)
-    for i, process in enumerate(shown):
-        colour = ("#4477aa", "#cc6677", "#117733", "#882255", "#44aa99", "#aa7711")[i % 6]
-        last = process.samples[-1]
-        y = max((height - bottom) * (1 - last.rss_bytes / most / 1.1) + 4, used[-1] + 13 if used else 0.0)
-        used.append(y)
-        points = " ".join(map(point, process.samples))
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
-            f'<text x="{width - right + 6}" y="{y:.1f}" font-size="11" fill="{colour}">'
-            f"{escape(process.name)} {last.rss_bytes / MIB:.0f}</text>"
-        )
-    axis = (
-        f'<path d="M{left} 0V{height - bottom}H{width - right}" fill="none" stroke="#666c77"/>'
-        f'<text x="{left - 6}" y="12" font-size="11" text-anchor="end" fill="#666c77">{1.1 * most / MIB:.0f}</text>'
-        f'<text x="{left - 6}" y="{height - bottom}" font-size="11" text-anchor="end" fill="#666c77">0</text>'
-        f'<text x="{left}" y="{height - 8}" font-size="11" fill="#666c77">0 s</text>'
-        f'<text x="{width - right}" y="{height - 8}" font-size="11" text-anchor="end" fill="#666c77">'
-        f"{data.wall_s:.1f} s</text>"
-    )
-    height = max(height, (used[-1] if used else 0.0) + 6)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}">{axis}{"".join(parts)}</svg>'
-    )

@@ -27,12 +27,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "checks": set(),
     "registry": set(),
+    "drawing": set(),
     "config": {"sampling", "token_tree", "decoding"},  # a setting names a method, a tree shape and a rule
     "sampling": set(),
     "trace": set(),
     "metrics": {"trace"},  # overlap is a formula over spans
     "stopping": {"sampling"},
-    "token_tree": {"sampling"},
+    "token_tree": {"sampling", "drawing"},  # pictures of growmaps
     "decoding": {"sampling", "token_tree"},
     "request": {"sampling", "metrics"},
     # A proposal says what kind of tree it is; span_ring stores the activities that trace names.
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "async_engine": PLAIN | {"engine", "request"},
     # search.task and search.thought_tree alone (tested below): what a task implements.
     "tasks": {"search"},
-    "search": {"engine", "request", "sampling", "metrics"},  # knows no task: users bring their own
+    "search": {"engine", "request", "sampling", "metrics", "drawing"},  # knows no task: users bring their own
     "tuning": ANY,
     "profiling": ANY,
     "benchmarks": ANY,
