@@ -45,7 +45,7 @@ SHOWS = (
     "decides; OPT-Tree knows each context. Where one of these does not show in the figures, a line says so.",
 )
 SHOWS_NOT = (
-    "Speed: a chain of 16 takes 16 forwards of the draft one after another, <code>ngram</code> takes none. tokens/s is "
+    "Speed: a chain of 16 takes 16 forwards of the draft one after another, `ngram` takes none. tokens/s is "
     "of one run of a small pair, all texts at once.",
     "Other pairs: how much a tree gains depends on how often the draft's first guess is wrong but a later one right.",
 )

@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SHOWS = (
     "Accepted length and speed on questions of many kinds, with the KV of the first turn kept for the second.",
-    "<code>mcsd-batch</code> serves all conversations at once, the other rows one after another.",
+    "`mcsd-batch` serves all conversations at once, the other rows one after another.",
 )
 SHOWS_NOT = (
     "The quality of answers. The bundled pair is no chat model: it goes on in its own manner, and prompts in the "

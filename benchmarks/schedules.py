@@ -39,9 +39,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "parallel": {"method": "mcsd", "schedule": "parallel"},
 }
 SHOWS = (
-    "Whether scheduling pays on this node: compare <code>fcfs</code> and <code>fcfs-batch</code> with "
-    "<code>serial-sd</code>, and all with <code>serial-ar</code>.",
-    "What memory <code>parallel</code> costs for its speed.",
+    "Whether scheduling pays on this node: compare `fcfs` and `fcfs-batch` with `serial-sd`, and all with `serial-ar`.",
+    "What memory `parallel` costs for its speed.",
 )
 SHOWS_NOT = (
     "Overlap of drafting and verifying needs a core, or a GPU, to spare: with fewer cores than busy processes they "

@@ -32,8 +32,8 @@ SHOWS = (
     "after drafting was paid.",
 )
 SHOWS_NOT = (
-    "The best tree for this node: sizes are the same for all methods, not tuned (<code>seedmp tune</code>, "
-    "<code>seedmp growmap make</code>).",
+    "The best tree for this node: sizes are the same for all methods, not tuned (`seedmp tune`, "
+    "`seedmp growmap make`).",
     "Sequoia's published figures are for 64 to 768 draft tokens on a GPU that verifies them for nearly nothing.",
 )
 

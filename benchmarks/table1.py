@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mcsd-batch": {"method": "mcsd", "policy": "fcfs-batch"},
 }
 SHOWS = (
-    "The paper's comparison with one code, one draft temperature and shown noise. The column <em>paper's speed-up</em> "
+    "The paper's comparison with one code, one draft temperature and shown noise. The column `paper's speed-up` "
     "is what the paper printed for LLaMA-68M and LLaMA2-7B on hardware that it does not name, without spread.",
     "At k = (1, 1, 1) SD and MCSD are one algorithm: what they differ by there is noise.",
 )

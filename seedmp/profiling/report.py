@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from seedmp import metrics
+from seedmp.pages import render
 from seedmp.profiling import memory_chart
 from seedmp.profiling.findings import Finding, measure_busy
 from seedmp.profiling.sampler import ProcessRecord
@@ -18,13 +18,10 @@ if TYPE_CHECKING:
     from seedmp.profiling.profile import ProfileData
 
 FORMAT = 1
-NOTE = "switches: taken from its core by somebody else. PSS: with its share of shared pages. engine: your process."
-STYLE = """
-body { font: 15px/1.5 Helvetica, Arial, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #111 }
-pre { background: #f1f2f4; padding: 1em; overflow-x: auto; font-size: 12.5px; white-space: pre-wrap }
-svg { max-width: 100%; height: auto } figure { margin: 1.5em 0 }
-figcaption, footer { color: #666c77; font-size: 13px }
-"""
+NOTE = (
+    "switches: how often another process took the core. PSS: memory, shared pages divided among those who share them. "
+    "engine: your process."
+)
 
 
 def figures(data: ProfileData, findings: list[Finding]) -> dict[str, Any]:
@@ -91,11 +88,7 @@ def in_words(data: ProfileData, findings: list[Finding]) -> str:
     ]
     for process, row in zip(data.processes, plain["processes"], strict=True):
         lines.append(_line(process, row))
-    lines += [
-        "",
-        "switches: taken from its core by somebody else. PSS: with its share of shared pages. engine: your process.",
-        "",
-    ]
+    lines += ["", NOTE, ""]
     for finding in findings:
         lines.append(f"* {finding.text}.")
         if finding.advice:
@@ -181,17 +174,7 @@ def _samples(processes: list[ProcessRecord], activity: Activity, parts: int) -> 
 # --- the page --------------------------------------------------------------------------------------
 
 
-def page(data: ProfileData, summary: str, picture: str) -> str:
-    """One self-contained HTML page: words, the picture, memory over time."""
+def page(data: ProfileData, summary: str, timeline: str) -> str:
+    """One self-contained HTML page: words, the picture of ``timeline.svg``, memory over time."""
     node = ", ".join(f"{name} {value}" for name, value in data.node.items() if value)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>seedmp profile</title><style>{STYLE}</style></head><body>
-<h1>Where the time went</h1>
-<pre>{escape(summary)}</pre>
-<figure>{picture}<figcaption>Who drafted, waited and was verified when: forwards that took as long as is usual.
-</figcaption></figure>
-<h2>Memory</h2>
-<figure>{memory_chart.svg(data)}<figcaption>Resident memory by process, MiB; pages that processes share count in each.
-</figcaption></figure>
-<p>All spans: open <code>trace.json</code> in ui.perfetto.dev. All figures: <code>profile.json</code>.</p>
-<footer>{escape(node)}</footer></body></html>"""
+    return render("profile", summary=summary, timeline=timeline, memory=memory_chart.svg(data), node=node)

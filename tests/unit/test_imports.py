@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),
     "registry": set(),
     "drawing": set(),
+    "pages": {"drawing"},  # one font for pages and their pictures
     "config": {"sampling", "token_tree", "decoding"},  # a setting names a method, a tree shape and a rule
     "sampling": set(),
     "trace": set(),
