@@ -105,8 +105,8 @@ def bar_chart(
             parts += _bar(bar, begin + place * each, each * 0.82, top, height, colour)
         first, _, rest = group.partition(" ")
         for row, words in enumerate((first, rest)):
-            x, y = LEFT + (number + 0.5) * slot, height - BOTTOM + 18 + 15 * row
-            parts.append(text(x, y, words, text_anchor="middle"))
+            below = height - BOTTOM + 18 + 15 * row
+            parts.append(text(LEFT + (number + 0.5) * slot, below, words, text_anchor="middle"))
     if baseline is not None:
         y = _y(baseline, top, height)
         parts.append(line(LEFT, y, width - RIGHT, y, stroke_dasharray="2 3"))
