@@ -24,11 +24,14 @@ MAX_REPEATS = 100
 
 
 class NotRunError(SeedmpError):
-    """A row cannot run here; the message says why and stands in its place."""
+    """A row cannot run here. The message says why, and the report shows it instead of figures."""
 
 
 class Subject(Protocol):
-    """What a row is measured on, started when first needed: an engine or a peer. Equal subjects are one."""
+    """What a row is measured on: an engine, or a peer. It is started when it is first needed.
+
+    Rows whose subjects are equal share one.
+    """
 
     def start(self) -> Any:
         """Start it.
@@ -39,7 +42,7 @@ class Subject(Protocol):
         ...
 
     def need_gib(self) -> float:
-        """About the memory that it takes."""
+        """Memory that it takes, in GiB, estimated."""
         ...
 
     def __hash__(self) -> int: ...
@@ -88,7 +91,7 @@ class Plan:
     Args:
         settings: reported.
         finish: more entries for the report, made of its rows.
-        num_repeats: what this benchmark needs; None: as many as all.
+        num_repeats: repeats that this benchmark needs. None: the number that all benchmarks have.
     """
 
     name: str
@@ -108,9 +111,9 @@ class Repeats:
     """How often the rows of a group are measured.
 
     Args:
-        least: in any case.
-        precision: go on until no speed-up's notch (``summary.notch``) is a larger share of it, or ``most`` is reached;
-            None: ``least`` it is.
+        least: repeats that are always made.
+        precision: share of a speed-up. Repeats are added until no speed-up's notch (``summary.notch``) is larger than
+            this share of it, or until ``most`` is reached. None adds none.
     """
 
     least: int
@@ -210,7 +213,7 @@ class _GroupRun:
         return all(line["speedup_notch"] <= wide * line["speedup"] for line in self.rows() if "speedup" in line)
 
     def _guarded(self, row: Row, what: str, call: Callable[..., None], *args: Any) -> None:
-        """Run a part of a row; one that fails is told in its line, and the others go on."""
+        """Run a part of a row. If it fails, its line of the report says so, and the other rows go on."""
         if row.name not in self.why_not:
             self.progress.step(f"{self.group.cell}: {row.name} {what}".strip(": "))
             try:
@@ -234,7 +237,7 @@ class _GroupRun:
         self.results[row.name][repeat] = row.work(started, repeat)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What is known so far; rows that have not run yet are left out."""
+        """The results so far, without the rows that have not run yet."""
         lines = []
         for row in self.group.rows:
             head = {"name": row.name, "cell": self.group.cell, **self.group.labels, **row.settings}

@@ -1,8 +1,8 @@
 """Question: what do two-turn conversations gain, with the first turn's KV kept for the second?
 
-MT-bench as in EAGLE's and OPT-Tree's evaluations: both turns of each question, greedy. The second turn goes on
-from the first one's own tokens, so that its KV is found, not computed. Chat models get their template; others the
-plain form ``Question: ... Answer: ...``. ``kept`` is the share of the second turn's context whose KV was there.
+MT-bench as in EAGLE's and OPT-Tree's evaluations: both turns of each question, greedy. The second turn continues the
+first turn's own tokens, so that their KV is found and not computed again. Chat models get their template, others the
+plain form ``Question: ... Answer: ...``. ``kept`` is the share of the second turn's context whose KV was found.
 Accepted length = 1 + accepted ÷ rounds over both turns.
 """
 

@@ -6,7 +6,7 @@ three tokens a round), ``prompt-lookup``. llama.cpp, with the extra ``peers``, o
 ``llama.cpp`` (one prompt after another) and ``llama.cpp with draft`` (the same, three tokens a round by our draft
 through the Python binding's ``draft_model``). Ours: ``ar`` (plain decoding, one prompt after another),
 ``serial-sd``, ``fcfs``, ``fcfs-batch``. Speed-up is over ``generate``; ``ar`` must not be slower than it, or our
-speed-ups would be against a straw man. Nobody finds KV of an earlier repeat.
+speed-ups would be against a straw man. No row finds KV of an earlier repeat.
 """
 
 from __future__ import annotations

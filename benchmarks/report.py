@@ -21,7 +21,7 @@ BENCHMARKS: dict[str, ModuleType] = {
 
 
 def tables_of(report: Mapping[str, Any]) -> list[Table]:
-    """The tables of a report; reports without a name are from before ``seedmp bench`` and compare schedules."""
+    """The tables of a report. Reports without a name are older than ``seedmp bench``; they compare schedules."""
     if report.get("benchmark") == "solve_rates":  # a script of its own: it measures solving, not speed
         return solve_rates.tables(report)
     return list(_module(report).tables(report))

@@ -65,16 +65,16 @@ class EngineSubject:
 
 
 def weights_gib(shape: str | None, size_bytes: int) -> float:
-    """Of an inflated model; 0 for others, whose size nobody knows before they are loaded."""
+    """Size of an inflated model. 0 for others: their size is unknown before they are loaded."""
     return 0.0 if shape is None else SHAPES[shape].num_parameters * size_bytes / 2**30
 
 
 def engine_subject(options: Options, **settings: Any) -> EngineSubject:
     """An engine with the common models.
 
-    ``serial`` has one draft whatever is asked for: it serves one request at a time. Names of methods and the
-    like are strings. ``eagle`` drafts with the head there is, which is never inflated: it continues the small
-    target's hidden states, which an inflated target has too.
+    ``serial`` always has one draft, because it serves one request at a time. Names of methods and the like are
+    strings. ``eagle`` drafts with the bundled or the given head. The head is never inflated: it continues the small
+    target's hidden states, and an inflated target has the same ones.
     """
     if settings.get("schedule") == Schedule.SERIAL.value:
         settings["num_drafts"] = 1
@@ -88,8 +88,8 @@ def engine_subject(options: Options, **settings: Any) -> EngineSubject:
 class EnginePool:
     """Starts subjects and keeps them; a context manager that closes all.
 
-    Pages of a KV arena come as it fills, so what the node calls free is promised in part: each subject that is kept
-    counts with all that it may take.
+    Arena pages are allocated on first write, so free memory overstates what is left. Each subject that is kept is
+    charged the most that it may take.
     """
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class EnginePool:
         return result
 
     def _make_room(self, missing: Sequence[Subject], keep: set[Subject]) -> float:
-        """Close what is not needed now, as far as must be; GiB that may be given away."""
+        """Close subjects that are not needed now, until there is room. Returns the GiB that a new subject may take."""
         need_gib = sum(subject.need_gib() for subject in missing)
         promised_gib = {subject: self._promised_gib(subject) for subject in self._started}
         if not promised_gib:
@@ -160,7 +160,7 @@ class EnginePool:
         return max(subject.need_gib(), sum(self.memory_mib(subject).values()) / 2**10)
 
     def memory_mib(self, subject: Subject) -> dict[str, float]:
-        """PSS by process; of peers nothing is known, they live in the benchmark's own process."""
+        """PSS by process. Empty for peers: they run in the benchmark's own process."""
         started = self._started.get(subject)
         if not isinstance(started, Engine):
             return {}
@@ -226,7 +226,7 @@ def submit_fresh(
 
 
 def forget_texts(engine: Engine) -> None:
-    """Push earlier texts out of what ``ngram`` looks in: in a repeat, or after a warm-up, it would find the answer."""
+    """Push earlier texts out of those that ``ngram`` searches. Otherwise a repeat would find its own answer there."""
     if engine.config.method is Method.NGRAM:
         short = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, seed=0)
         submit_fresh(engine, [(0,)] * MAX_ENDED, short)

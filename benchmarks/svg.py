@@ -24,7 +24,12 @@ class Figure:
 
 @dataclass
 class Series:
-    """Points of one line, with a range where there is one; a dashed line has the colour of the one that it is of."""
+    """Points of one line, each with or without a range.
+
+    Args:
+        dashed: such a line shows a bound of another line.
+        of: name of that other line; both have one colour.
+    """
 
     name: str
     dashed: bool = False
@@ -85,10 +90,10 @@ def line_chart(
 def bar_chart(
     key: str, title: str, y_label: str, groups: Mapping[str, Sequence[Bar]], *, baseline: float | None = None
 ) -> Figure:
-    """Groups of bars, two lines of group names at most; bars of one name have one colour.
+    """Groups of bars. The name of a group has at most two lines; bars of one name have one colour.
 
     Args:
-        baseline: a line across, at plain decoding say.
+        baseline: value at which a line is drawn across, such as that of plain decoding.
     """
     names = list(dict.fromkeys(bar.name for bars in groups.values() for bar in bars))
     every = [bar for bars in groups.values() for bar in bars]

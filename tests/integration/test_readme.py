@@ -1,4 +1,4 @@
-"""The Python of the README, docs/search.md and docs/extending.md runs as written, from anywhere, on the bundled pair."""
+"""The Python of the README, docs/search.md and docs/extending.md runs as written, anywhere, on the bundled pair."""
 
 from __future__ import annotations
 
