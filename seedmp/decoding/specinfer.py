@@ -9,7 +9,7 @@ import numpy as np
 
 from seedmp.errors import ProtocolError
 
-# A residual of this mass or less is rounding: exact arithmetic has none after a rejection.
+# A residual of this mass or less comes from rounding: in exact arithmetic some is left after every rejection.
 MIN_RESIDUAL_MASS = 1e-12
 
 

@@ -118,8 +118,9 @@ def _line(process: ProcessRecord, row: dict[str, Any]) -> str:
 def costs(data: ProfileData) -> Costs | None:
     """What the run paid for its steps; None if it had no forward, or no draft.
 
-    A run knows only the sizes that it met, and times in which others competed for the cores: the
-    simulator is given no cores to share, or that would count twice. ``seedmp.tuning.measure`` measures alone.
+    A run knows only the sizes that occurred in it. Its times contain the competition for cores. So these prices give
+    the simulator no cores to share, or the competition would count twice. ``seedmp.tuning.measure`` measures each
+    model alone.
     """
     verifiers, drafts = data.of_kind("verifier"), data.of_kind("draft")
     tree = data.config.static_tree
@@ -142,7 +143,7 @@ def costs(data: ProfileData) -> Costs | None:
 
 
 def _verifier_overheads(verifiers: list[ProcessRecord]) -> tuple[float, float]:
-    """(ms of a forward, ms of each branch in it): the verifier's work from a forward's end to the next one's begin."""
+    """(ms for a forward, ms for each branch in it) that the verifier works between two forwards."""
     branches: list[float] = []
     times: list[float] = []
     for process in verifiers:

@@ -1,7 +1,7 @@
 """The picture of the paper's Figure 4(b), drawn from a real run: who drafted, waited and was verified when.
 
-Shown are a dozen forwards in a row, such that half of
-all dozens took longer; beside each row stands the process's share of the whole profile in which it worked.
+It shows twelve forwards in a row. Of all such twelves, half took longer. The number beside each row is the share of the
+whole profile in which the process worked.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def svg(data: ProfileData, *, width: float = WIDTH) -> str:
 
 
 def choose_window(data: ProfileData, num_forwards: int = NUM_FORWARDS) -> tuple[int, int]:
-    """The time of ``num_forwards`` forwards that took as long as is usual; all of the profile without any."""
+    """The time of ``num_forwards`` forwards in a row of median length. Without forwards, the whole profile."""
     verifiers = data.of_kind("verifier")
     rows = [process.spans[process.spans[:, 0] == Activity.VERIFY] for process in verifiers]
     forwards = np.concatenate(rows) if rows else np.empty((0, 5), dtype=np.int64)

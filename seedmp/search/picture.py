@@ -1,7 +1,8 @@
 """A search as a picture for papers: levels from left to right, one mark a thought, as SVG.
 
-Boxes with text where a level has room for them, dots where it is crowded. Told apart without colour:
-the solution's path is bold, what was left is grey, what failed is dashed, what was merged dotted.
+A thought is a box with text where its level has room for boxes, and a dot where the level is crowded. Without
+colour one can still tell: the solution's path is bold, thoughts that were left are grey, failed ones are dashed,
+merged ones are dotted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from seedmp.search.showing import children_of, one_line, show_value, solution_pa
 from seedmp.search.thought_tree import ROOT_ID, Status, Thought, ThoughtTree
 
 MARGIN, LEGEND = 12.0, 26.0
-ROW, MIN_ROW = 40.0, 9.0  # height of a thought, and when there are many
+ROW, MIN_ROW = 40.0, 9.0  # height of a thought, and the least where there are many
 MAX_HEIGHT = 1200.0  # rows shrink down to MIN_ROW to stay below
 BOX, LINE, FONT = 34.0, 12.0, 9.5
 CHAR = 0.55  # mean width of a character ÷ size of the font
@@ -50,7 +51,7 @@ def save_svg(
 
 
 def svg(tree: ThoughtTree, *, width: float = 960, max_text: int = 60, answer_id: str | None = None) -> str:
-    """The picture as XML without external assets; one group of class ``thought`` a thought, the root's beside them.
+    """The picture as SVG without external assets. Each thought is a group of class ``thought``, the root of ``root``.
 
     Args:
         tree: any.
@@ -69,10 +70,12 @@ def svg(tree: ThoughtTree, *, width: float = 960, max_text: int = 60, answer_id:
 
 
 def tidy_rows(children: dict[str, list[Thought]]) -> dict[str, float]:
-    """Rows of the thoughts, 0 at the top, at least 1 apart within a level; a parent is centred on its children.
+    """Rows of the thoughts, 0 at the top, at least 1 apart within a level.
 
-    Subtrees are pushed together until a level touches (Reingold and Tilford 1981), level by level
-    instead of along threads: O(thoughts x depth).
+    A parent is centred on its children.
+
+    Subtrees are pushed together until they touch in some level (Reingold and Tilford 1981). All levels are compared,
+    without that paper's threads, so it takes O(thoughts x depth).
     """
     offset: dict[str, float] = {}  # to the parent's row
     outlines: dict[str, list[tuple[float, float]]] = {}  # of a subtree: (first, last) row of each level below it
@@ -232,7 +235,7 @@ class _Drawing:
         return parts
 
     def _legend(self) -> str:
-        """Signs that are in the picture, in words."""
+        """What the signs in this picture mean."""
         used = [status for status in Status if any(t.status is status for t in self.tree if t.thought_id != ROOT_ID)]
         x, y = MARGIN, self.legend_y
         parts = []
@@ -257,7 +260,7 @@ class _Drawing:
         return group(parts, class_="legend")
 
     def _solution(self) -> list[str]:
-        """The thoughts of the path, one a line."""
+        """The thoughts of the path, each on a line of its own."""
         parts = []
         chars = int((self.width - 2 * MARGIN) / (FONT * CHAR))
         for number, thought in enumerate(self.listed, start=1):
@@ -286,7 +289,7 @@ def _dot(thought: Thought, place: _Place, bold: bool) -> str:
 
 
 def _wrap(text: str, first: int, second: int) -> list[str]:
-    """At most two lines of these lengths, broken between words where that does not waste half a line."""
+    """At most two lines of these lengths. A line is broken between words, unless that would waste half of it."""
     if len(text) <= first:
         return [text]
     cut = text.rfind(" ", 0, first + 1)
