@@ -49,7 +49,7 @@ class Acceptance:
     def __post_init__(self) -> None:
         if not self.rates or not all(self.rates) or list(map(len, self.rates)) != list(map(len, self.turns)):
             raise ConfigError(
-                f"rates={self.rates!r}, turns={self.turns!r}: must be at least one row each, and rows of equal lengths"
+                f"rates={self.rates!r}, turns={self.turns!r}: must be one row or more each, of equal lengths"
             )
 
     def vector(self) -> np.ndarray:
@@ -69,7 +69,7 @@ class Acceptance:
     def filled(self, other: Acceptance, min_turns: float = MIN_TURNS) -> Acceptance:
         """With the other's rates where a child's turn came too seldom, or never.
 
-        The result has the depths at which the first child's turn came often enough.
+        The last depth of the result is the deepest at which the first child's turn came often enough.
         """
         depths = [k for k, turns in enumerate(self.turns) if turns[0] >= min_turns]
         if not depths:

@@ -15,7 +15,7 @@ from seedmp.errors import ConfigError
 from seedmp.tuning.costs import EXAMPLE, Costs, load_costs
 from seedmp.tuning.simulate import HARDWARE, Outcome, Workload, simulate
 
-PAYS = 0.03  # a draft more must gain so much
+PAYS = 0.03  # more drafts pay if they gain at least this
 MAX_SETTINGS = 2000
 T = TypeVar("T")
 

@@ -5,10 +5,10 @@
    the cores.
 3. Every policy, number of drafts and division of the cores gets its best trees (``tree_cost.choose_tree``), then the
    simulator's opinion.
-4. The best few and plain decoding run for real: first the prompts of step 1, which says how fast this node is where
-   the simulator thinks otherwise; with that each is predicted. Then, in turns, the prompts that count.
+4. The best few and plain decoding run for real. First they run the prompts of step 1. Measured ÷ simulated speed
+   corrects the simulator and gives each a prediction for the evaluation prompts. Then they run these, in turns.
 
-The prompts that count, and their seed, are in no measurement before step 4's last part.
+The evaluation prompts, and their seed, are in no measurement before the last part of step 4.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from seedmp.tuning.measure import BRANCHES, ROWS, LoadedPair, measure_costs, num
 from seedmp.tuning.plan import Figures, Plan
 from seedmp.tuning.simulate import Workload, simulate
 
-PAYS = 0.03  # speculation must gain so much over plain decoding to be the plan
+PAYS = 0.03  # speculation must gain this much over plain decoding to become the plan
 UNSTEADY = 0.4  # (fastest - slowest repeat) ÷ median: beyond that people are warned
 CHAIN, WIDE = (1, 1, 1, 1, 1), (4, 2, 2, 1)
 MAX_CHILDREN = 8
@@ -150,7 +150,7 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids of the prompts that count, and of those that everything before is measured with."""
+    """Token ids of the evaluation prompts, and of the calibration prompts, with which everything before is measured."""
 
     measured: tuple[tuple[int, ...], ...]
     calibration: tuple[tuple[int, ...], ...]
@@ -161,7 +161,7 @@ class Prompts:
 
 
 def read_texts(data: Path | None) -> list[tuple[str, str]]:
-    """(before, after) halves of prompts: a number may come between them when one is used again.
+    """(before, after) halves of prompts. When a prompt is used again, a number is put between them.
 
     Raises:
         ConfigError: the file cannot be read, has another format or no prompts.
@@ -182,9 +182,11 @@ def _read_record(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def divide(texts: Sequence[tuple[str, str]], num: int) -> tuple[list[str], list[str]]:
-    """``num`` prompts that count and ``num`` to calibrate with: every other text each, from the first on again.
+    """``num`` prompts for the evaluation, and ``num`` for calibration.
 
-    One that comes again gets a number, so that it does not find its own KV. A single text serves for both.
+    Texts 0, 2, 4, ... are for the evaluation, texts 1, 3, 5, ... for calibration; a single text serves for both. If
+    there are too few, they are used again from the first on. A repeated text gets a number, so that it does not find
+    its own KV.
     """
 
     def take(chosen: Sequence[tuple[str, str]]) -> list[str]:
@@ -195,7 +197,7 @@ def divide(texts: Sequence[tuple[str, str]], num: int) -> tuple[list[str], list[
 
 
 def read_prompts(options: TuneOptions) -> Prompts:
-    """Everything that can be refused before a model is loaded.
+    """Read the prompts and check everything that can be checked before a model is loaded.
 
     Raises:
         ConfigError: a model, its tokenizer or the prompts are not there, or do not fit.
@@ -224,7 +226,7 @@ def read_prompts(options: TuneOptions) -> Prompts:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings to choose from, and what is thought of them, in tokens/s.
+    """Settings to choose from, with their estimated speeds in tokens/s.
 
     Args:
         settings: of ``Engine``, models left out.
@@ -263,7 +265,7 @@ class Candidate:
 
 
 def tree_settings(method: str, growmap: Growmap) -> dict[str, Any]:
-    """``k_config`` where all nodes of a level have as many children, else ``growmap`` and the method for it."""
+    """``k_config`` if all nodes of each level have the same number of children; else ``growmap`` and its method."""
     levels = growmap.branches[:-1]
     if all(len(set(level)) == 1 for level in levels):
         return {"method": method, "k_config": tuple(level[0] for level in levels)}
@@ -273,7 +275,7 @@ def tree_settings(method: str, growmap: Growmap) -> dict[str, Any]:
 def estimate(
     options: TuneOptions, acceptance: Acceptance, prices: Mapping[Threads, Costs], context_len: int
 ) -> list[Candidate]:
-    """The best few trees of each policy, number of drafts and division of the cores, after so long a context."""
+    """The best few trees of each policy, number of drafts and division of the cores, after a context of this length."""
     alone = options.branches == 1
     policies = (RoundPolicy.FCFS_BATCH,) if alone else (RoundPolicy.FCFS_BATCH, RoundPolicy.FCFS)
     sizes = [size for size in SIZES if size * options.branches <= max(FORWARD_TOKENS, 2 * options.branches)]
@@ -303,7 +305,7 @@ def _seconds(ms_at: Callable[[float], float], more_ms: float = 0.0) -> Callable[
 
 
 def common_settings(options: TuneOptions, threads: Threads | None) -> dict[str, Any]:
-    """Of every candidate: what differs from the defaults for this workload."""
+    """The settings of every candidate that differ from the defaults for this workload."""
     settings: dict[str, Any] = {"dtype": options.dtype}
     if threads is not None:
         settings |= {"target_threads": threads[0], "draft_threads": threads[1]}
@@ -311,7 +313,7 @@ def common_settings(options: TuneOptions, threads: Threads | None) -> dict[str, 
 
 
 def finalists(candidates: Iterable[Candidate], num: int) -> list[Candidate]:
-    """The best by the simulator; of one policy, number of drafts and division of the cores not all."""
+    """The best by the simulator; at most FINALISTS_EACH of one policy, number of drafts and division of the cores."""
     taken: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda c: -c.simulated):
         alike = [c for c in taken if _group(c) == _group(candidate)]
@@ -333,7 +335,7 @@ class Trial:
 
     Args:
         calibrated: tokens/s on the prompts of calibration.
-        predicted: tokens/s on the prompts that count, said before they were run.
+        predicted: tokens/s on the evaluation prompts, computed before these were run.
         measured: tokens/s of each repeat.
     """
 
@@ -366,7 +368,7 @@ class Tuned:
         acceptance: vectors by name; "plan" is the one that trees were chosen with.
         candidates: all that were simulated.
         trials: those that ran, plain decoding first.
-        notes: what people should know.
+        notes: warnings and remarks for the user.
     """
 
     plan: Plan
@@ -391,7 +393,7 @@ class Tuner:
     # --- 1: what engines do ---
 
     def watch_engines(self) -> tuple[Acceptance, Costs, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
-        """Acceptance in rounds, overheads, and texts that the target wrote."""
+        """Run engines. Gives acceptance in rounds, overheads, and texts that the target wrote."""
         drafts = min(max(self.options.drafts), self.options.branches)
         chain = {"method": self.options.method, "k_config": CHAIN, "num_drafts": drafts}
         self.progress.step("chains: what is accepted, and overheads")
@@ -471,14 +473,14 @@ class Tuner:
 
     @cached_property
     def hardware(self) -> str:
-        """What the simulator lets processes compete for."""
+        """What processes compete for in the simulator."""
         placement = resolve_placement(self.config)
         if placement.target == "cpu":
             return "cpu"
         return "gpu" if placement.target in placement.drafts else "gpus"
 
     def _context_len(self) -> int:
-        """Tokens before a round's in the middle of a text."""
+        """Tokens before a round in the middle of a text."""
         return self.prompts.longest + self.options.max_tokens // 2
 
     # --- 3: what the simulator says ---
@@ -534,7 +536,7 @@ class Tuner:
         return [trial for trial, _ in running]
 
     def _calibrate(self, running: Sequence[tuple[Trial, Engine]]) -> None:
-        """Warm up, see in turns how fast each is with the prompts of calibration, and predict those that count."""
+        """Warm up, measure each with the calibration prompts, in turns, and predict it for the evaluation prompts."""
         rates: dict[int, list[float]] = {id(trial): [] for trial, _ in running}
         for repeat in range(self.options.num_calibrations + 1):
             for trial, engine in rotated(running, repeat):
@@ -559,7 +561,7 @@ class Tuner:
 
 
 def num_steps(options: TuneOptions) -> int:
-    """Of the progress display, about: runs, starts and measurements."""
+    """Number of steps of the progress display, estimated: runs, starts and measurements."""
     trials = options.num_finalists + 1
     return 3 + 2 + (1 if options.quick else 3) + 1 + trials * (2 + options.num_calibrations + options.repeats)
 
@@ -593,8 +595,8 @@ def tune(options: TuneOptions, progress: Progress) -> Tuned:
 def make_plan(options: TuneOptions, tuner: Tuner, trials: Sequence[Trial]) -> Plan:
     """The fastest that was measured; plain decoding if it does not gain PAYS over that.
 
-    The fastest is the one of the best ratio to plain decoding in the same repeat: the node's own ups and downs are
-    in both.
+    The fastest is the one with the best ratio to plain decoding in the same repeat. When the node gets faster or
+    slower, both change.
     """
     plain, *others = trials
     best = max(others, key=lambda trial: trial.gain_over(plain), default=plain)
