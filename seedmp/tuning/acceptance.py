@@ -49,7 +49,7 @@ class Acceptance:
     def __post_init__(self) -> None:
         if not self.rates or not all(self.rates) or list(map(len, self.rates)) != list(map(len, self.turns)):
             raise ConfigError(
-                f"acceptance: rates={self.rates!r}, turns={self.turns!r}: must be one row or more each, of equal lengths"
+                f"acceptance: rates={self.rates!r}, turns={self.turns!r}: must be 1 row or more each, of equal lengths"
             )
 
     def vector(self) -> np.ndarray:
