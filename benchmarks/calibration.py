@@ -1,7 +1,8 @@
-"""Which static trees fit a pair on a kind of text: measured on other texts than those that are then timed.
+"""Which static trees fit a pair of models on a kind of text. Calibration texts are never the ones that are timed later.
 
-The target continues the calibration prompts by itself; along what it wrote, the accept rule tells how likely it takes
-the b-th child of a node (``seedmp.tuning.acceptance``, teacher-forced). One vector for all depths, as Sequoia has it.
+The target continues the calibration prompts by itself. Along these texts the accept rule says with what probability
+it takes the b-th child of a node (``seedmp.tuning.acceptance``, teacher-forced). One vector serves for all depths, as
+in Sequoia.
 """
 
 from __future__ import annotations
@@ -123,18 +124,18 @@ class FittedSubject:
         return EngineSubject(tuple(sorted({**dict(self.engine.settings), **chosen}.items()))).start()
 
     def need_gib(self) -> float:
-        """As without a tree."""
+        """As for the engine without a tree."""
         return self.engine.need_gib()
 
 
 def best_growmap(acceptance: np.ndarray, num_nodes: int) -> dict[str, Any]:
-    """Sequoia's tree of exactly so many draft tokens, as deep as pays."""
+    """Sequoia's best tree with exactly this number of draft tokens, of any depth."""
     size, levels = num_nodes + 1, min(num_nodes + 1, MAX_LEVELS)
     return {"growmap": search_trees(acceptance, size, levels).growmap(size, levels).num_children}
 
 
 def best_k_config(acceptance: np.ndarray, num_nodes: int) -> dict[str, Any]:
-    """Among all k_configs of exactly so many draft tokens, the one that the same measurement expects most of.
+    """The k_config with the most expected tokens, of all that have exactly this number of draft tokens.
 
     A first level of k children leaves each a tree of num_nodes / k - 1 nodes: best(n) = max over k that divide n
     of P(one of k children is accepted) (1 + best(n / k - 1)).

@@ -68,7 +68,7 @@ class Plan:
     Args:
         settings: reported.
         finish: more entries for the report, made of its rows.
-        num_repeats: what this benchmark needs; None: as many as all.
+        num_repeats: repeats that this benchmark needs. None: the number that all benchmarks have.
     """
 
     name: str
@@ -88,9 +88,9 @@ class Repeats:
     """How often the rows of a group are measured.
 
     Args:
-        least: in any case.
-        precision: go on until no speed-up's notch (``summary.notch``) is a larger share of it, or ``most`` is reached;
-            None: ``least`` it is.
+        least: repeats that are always made.
+        precision: share of a speed-up. Repeats are added until no speed-up's notch (``summary.notch``) is larger than
+            this share of it, or until ``most`` is reached. None adds none.
     """
 
     least: int
@@ -174,7 +174,7 @@ class _GroupRun:
         return all(line["speedup_notch"] <= wide * line["speedup"] for line in self.rows() if "speedup" in line)
 
     def _guarded(self, row: Row, what: str, call: Callable[..., None], *args: Any) -> None:
-        """Run a part of a row; one that fails is told in its line, and the others go on."""
+        """Run a part of a row. If it fails, its line of the report says so, and the other rows go on."""
         if row.name not in self.why_not:
             self.progress.step(f"{self.group.cell}: {row.name} {what}".strip(": "))
             try:
@@ -198,7 +198,7 @@ class _GroupRun:
         self.results[row.name][repeat] = row.work(started, repeat)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What is known so far; rows that have not run yet are left out."""
+        """The results so far, without the rows that have not run yet."""
         lines = []
         for row in self.group.rows:
             head = {"name": row.name, "cell": self.group.cell, **self.group.labels, **row.settings}

@@ -1,4 +1,4 @@
-"""What a benchmark is asked for, and everything about it that can be refused before a model is loaded."""
+"""Options of a benchmark. Wrong ones are refused before a model is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NONE = "none"
 CPU_SHAPE, GPU_SHAPES, SMOKE_SHAPE = "134m", ("7b", "68m"), "13m"
 GPU_ROOM_GIB = 24  # a 7B target in bfloat16, a draft, their contexts and KV
 REPORT_ROOM_MIB = 16
-PRECISE_REPEATS, MIN_SPREAD_REPEATS = 20, 5  # with a precision: by default, and at least; ten may look precise by luck
+PRECISE_REPEATS, MIN_SPREAD_REPEATS = 20, 5  # with a precision: default and least; ten may look precise by luck
 LEAST_PRECISION = 0.5  # percent
 MAX_NODES = 128  # a tree is searched for in seconds
 CPU_INFO = Path("/proc/cpuinfo")
@@ -29,10 +29,11 @@ class Options:
     """Settings that all benchmarks share.
 
     Args:
-        quick: sizes for minutes instead of an hour.
-        smoke: sizes for seconds: does it still run? Figures mean nothing.
+        quick: sizes that take minutes instead of an hour.
+        smoke: sizes that take seconds. They show whether the benchmark still runs; the figures mean nothing.
         repeats: interleaved repeats; None: 5, 2 with ``quick``, 1 with ``smoke``.
-        precision: percent; a group is repeated until chance moves no speed-up of it by more. None: no such wait.
+        precision: percent. A group is repeated until chance moves none of its speed-ups by more than this. None: the
+            number of repeats is fixed.
         target: folder or hub id; None is the bundled pair, inflated.
         draft: the same for the draft.
         head: an EAGLE head of the target; None is the bundled one for the bundled target.
@@ -139,7 +140,7 @@ class Options:
 
     @property
     def eagle_head(self) -> str | None:
-        """The head that ``eagle`` drafts with; None: there is none for this target."""
+        """The head that ``eagle`` drafts with. None when this target has no head."""
         from seedmp.models import pair
 
         if self.head is not None or self.target is not None:

@@ -20,9 +20,9 @@ from seedmp.sampling import SamplingParams
 def engine_subject(options: Options, **settings: Any) -> EngineSubject:
     """An engine with the common models.
 
-    ``serial`` has one draft whatever is asked for: it serves one request at a time. Names of methods and the
-    like are strings. ``eagle`` drafts with the head there is, which is never inflated: it continues the small
-    target's hidden states, which an inflated target has too.
+    ``serial`` always has one draft, because it serves one request at a time. Names of methods and the like are
+    strings. ``eagle`` drafts with the bundled or the given head. The head is never inflated: it continues the small
+    target's hidden states, and an inflated target has the same ones.
     """
     if settings.get("schedule") == Schedule.SERIAL.value:
         settings["num_drafts"] = 1

@@ -1,7 +1,7 @@
 """From repeats to rows: medians, spreads, ratios within a repeat, and the comparison of two reports.
 
-tokens/s of a row is the median over its repeats; ``speedup`` the median of the ratio to the group's base
-row of the same repeat, because machines drift and ratios less so.
+tokens/s of a row is the median over its repeats. ``speedup`` is the median of its ratios to the group's base row in the
+same repeat. A machine gets slower and faster over time, and that changes ratios less than speeds.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def notch(values: Sequence[float]) -> float:
-    """How far a median may be off by chance: 1.57 x interquartile range ÷ square root of the number of values.
+    """How far chance may move a median: 1.57 x interquartile range ÷ square root of the number of values.
 
-    Two medians further apart than the sum of theirs differ, at about the 5 % level (McGill, Tukey and Larsen,
-    "Variations of Box Plots", 1978, section on notches).
+    Two medians differ, at about the 5 % level, when they are further apart than the sum of their notches (McGill, Tukey
+    and Larsen, "Variations of Box Plots", 1978, section on notches).
     """
     return NOTCH * spread(values)["iqr"] / math.sqrt(len(values))
 
@@ -190,6 +190,6 @@ class Likeness:
 
 
 def num_apart(changes: Iterable[Change]) -> str | None:
-    """How many speed-ups are further apart than both notches, of how many; None where there are no notches."""
+    """``"2 of 9"``: of nine speed-ups with notches, two differ by more than both notches. None without notches."""
     judged = [change.speedups_differ for change in changes if change.speedups_differ is not None]
     return f"{sum(judged)} of {len(judged)}" if judged else None

@@ -2,7 +2,7 @@
 
 A Markdown page holds ``<!-- table: FILE.json KEY -->`` and ``<!-- end -->``; ``fill`` writes the table between
 them, so that no figure of a page is typed. FILE is relative to ``benchmarks/``, KEY names one of the report's tables.
-``<!-- compare: FIRST.json SECOND.json ... -->``, with as many pairs as one likes, holds how alike two runs are.
+``<!-- compare: FIRST.json SECOND.json ... -->`` takes any number of pairs and holds a table of how alike two runs are.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def rate(row: Mapping[str, Any]) -> str | None:
 
 
 def speedup(row: Mapping[str, Any]) -> str | None:
-    """Over the base row, and how far the median may be off by chance."""
+    """Speed-up over the base row, and how far chance may move this median."""
     if "speedup" not in row:
         return None
     off = row.get("speedup_notch", 0.0)
@@ -133,7 +133,7 @@ def fill(page: str, folder: Path, tables_of: Callable[[Mapping[str, Any]], Seque
 
 
 def alike(pairs: Sequence[tuple[Path, Path]]) -> Table:
-    """Of each two runs of a benchmark: how many speed-ups are the same, and how many are further apart than chance."""
+    """For each pair of runs: how many speed-ups are the same, and how many differ by more than chance explains."""
     within = f"speed-ups within {100 * SAME:.0f} %"
     heads = ("first run", "second run", within, "further apart than their ±")
     lines = []

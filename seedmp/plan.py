@@ -27,7 +27,7 @@ SETTINGS = (
     "method", "k_config", "growmap", "num_drafts", "schedule", "policy", "dtype", "kv_slots", "max_forward_tokens",
     "target_threads", "draft_threads",
 )  # fmt: skip
-_TREE = {"method", "k_config", "growmap"}  # one choice: a plan's is taken as a whole or not at all
+_TREE = {"method", "k_config", "growmap"}  # these belong together: they are taken from a plan all or none
 _MODELS = ("target", "draft", "target_shape", "draft_shape")
 
 
@@ -60,8 +60,8 @@ class Plan:
         predicted: tokens/s that were expected before ``measured`` was known.
         measured: tokens/s of these settings.
         ar: tokens/s of plain decoding, measured in turns with them.
-        gain: median ratio to plain decoding of the fastest speculation that was measured; with ``method`` ar it did
-            not pay.
+        gain: median ratio to plain decoding of the fastest speculation that was measured. If ``method`` is ar, this
+            gain was too small.
         node: what it was measured on.
 
     Raises:
@@ -122,7 +122,7 @@ class Plan:
     def settings_for(
         self, target: str | None, draft: str | None, given: Mapping[str, Any]
     ) -> tuple[str | None, str | None, dict[str, Any]]:
-        """Target, draft and settings for an engine whose user gave these besides the plan; what is given wins.
+        """Target, draft and settings for an engine. Those that the user gives have priority over the plan's.
 
         A method, k_config or growmap that is given replaces the plan's tree as a whole.
 

@@ -25,21 +25,23 @@ class SamplingParams:
     """How one request samples.
 
     Args:
-        temperature: target temperature; 0 is greedy decoding.
-        draft_temperature: temperature of the draft model; None means the target's.
-            0 proposes the draft's top candidates deterministically.
-        top_p: nucleus mass kept of the target's law, in (0, 1].
-        top_k: number of tokens kept of the target's law; 0 keeps all.
-        max_tokens: new tokens at most; exact.
-        stop: strings that end the text; not part of it.
-        stop_token_ids: token ids that end the text besides the model's EOS ids.
-        ignore_eos: go on after EOS (benchmarks).
-        seed: the text is a function of (models, prompt, parameters, seed). None draws a
-            fresh seed, which the output names.
+        temperature: of the target. 0 is greedy decoding.
+        draft_temperature: of the draft. None means the target's. 0 proposes the draft's likeliest tokens, without
+            chance.
+        top_p: probability that is kept of the target's law, in (0, 1].
+        top_k: number of tokens that are kept of the target's law. 0 keeps all.
+        max_tokens: the most new tokens. A text never has more, although several are verified at once.
+        stop: strings that end the text. They are not part of it.
+        stop_token_ids: token ids that end the text, besides the model's EOS ids.
+        ignore_eos: whether the text goes on after EOS (for benchmarks).
+        seed: the text is a function of models, prompt, parameters and seed. None draws a fresh seed, which the
+            output names.
         n: number of continuations of the prompt.
-        best_of: draw so many and give the ``n`` with the highest mean log-probability a token.
-        regex: regular expression that the whole text matches; None leaves it free.
-        choices: the text is one of these; empty leaves it free. At most one of the two.
+        best_of: number of continuations that are drawn. Returned are the ``n`` with the highest mean log-probability
+            per token. None draws ``n``.
+        regex: regular expression that the whole text must match. None leaves the text free.
+        choices: the text must be one of these. Empty leaves the text free. Give at most one of ``regex`` and
+            ``choices``.
 
     Raises:
         RejectedError: a value is out of range; the message names it.

@@ -54,7 +54,7 @@ class LlamaCppSubject:
         return LlamaCpp(self)
 
     def need_gib(self) -> float:
-        """Weights; the model that is converted is gone before the written one is loaded."""
+        """The weights. The model that is converted is freed before the written one is loaded."""
         size_bytes = 4 if self.dtype in ("auto", "float32") else 2
         return sum(weights_gib(spec.shape, size_bytes) for spec in (self.target, self.draft) if spec)
 
@@ -69,8 +69,9 @@ def llama_cpp_subject(options: Options, threads: int, context_len: int, *, with_
 class LlamaCpp:
     """Greedy decoding by llama.cpp, a prompt at a time.
 
-    Models are loaded at the first call, which is the row's warm-up: subjects are started two at a time, and while they
-    load a model, transformers and the binding change what the whole process shares (torch's default device, stdout).
+    Models are loaded at the first call, which is the row's warm-up, and not at the start. Subjects are started two at a
+    time, and while a model is loaded, transformers and the binding change things that the whole process shares (torch's
+    default device, stdout).
     """
 
     def __init__(self, subject: LlamaCppSubject) -> None:
@@ -115,7 +116,7 @@ class LlamaCpp:
         self.target = self._load(self.subject.target, draft_model=drafter, logits_all=drafter is not None)
 
     def _load(self, spec: ModelSpec, **options: Any) -> Any:
-        """A model of llama.cpp; its file is there only until it is read."""
+        """A model of llama.cpp. Its file is removed as soon as it is read."""
         subject, on_gpu = self.subject, torch.cuda.is_available()
         dtype = torch.float32 if subject.dtype == "auto" else getattr(torch, subject.dtype)
         kv_type = int(self.gguf.GGMLQuantizationType[KV_TYPES[dtype]])
@@ -153,7 +154,7 @@ class Drafter:
 
 
 def _or_not_run(call: Callable[..., T], *arguments: Any) -> T:
-    """What a call gives; whatever it fails with costs its row, not the benchmark."""
+    """The result of a call. If it fails, only its row is lost, and the benchmark goes on."""
     try:
         return call(*arguments)
     except SeedmpError:

@@ -1,11 +1,12 @@
 """A Llama of transformers as a GGUF file, the format that llama.cpp loads.
 
-The weights are written as they are, norms as float32, which llama.cpp wants. Besides names, three things differ:
+The weights are written as they are. Norms are written as float32, which llama.cpp wants. Besides names, three things
+differ:
 
-* transformers turns dimensions i and i + D / 2 of a head together, llama.cpp 2 i and 2 i + 1: rows of q and k are
-  interleaved.
-* llama.cpp has frequencies theta ** (-2 i / D) of its own; where the model's are others (rope types ``linear``,
-  ``llama3``) their ratio is written, as ``rope_freqs``.
+* In the rotary embedding transformers rotates dimensions i and i + D / 2 of a head together, llama.cpp 2 i and 2 i + 1.
+  So rows of q and k are interleaved.
+* llama.cpp has its own frequencies theta ** (-2 i / D). Where the model has other ones (rope types ``linear`` and
+  ``llama3``), the ratio of the two is written, as ``rope_freqs``.
 * No vocabulary is written: token ids go in and come out.
 
 Dimension letters: H heads, D head size, d hidden size.
@@ -87,7 +88,7 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
 
 
 def _write(gguf: Any, model: LlamaForCausalLM, path: Path) -> None:
-    """Sizes of all tensors first, then one after the other: never is there a second copy of the model."""
+    """Write the sizes of all tensors, then one tensor after the other, so that no second copy of the model is made."""
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     try:
         _add_metadata(gguf, writer, model.config, model.dtype)

@@ -1,11 +1,11 @@
 """Question: how does the speed-up depend on the draft's quality?
 
-SEED's Figure 5. Quality is dialled by ``draft_noise``: that share of the draft's law is uniform over its top
-candidates. The proposal is drawn from the mixed law, and the mixed law is what the rule is given, so every point
-is lossless. Sampled at temperature 1, so that acceptance changes gradually. With acceptance rate a (accepted ÷
-drafted), depth L, draft and verify times d and v of serial SD, AR's forward v1, and n branches, a round gives 1 +
-a L tokens, so the bounds over AR are ``fcfs`` (1 + a L) v1 / max(v, (d + v) / n) and ``fcfs-batch`` (1 + a L) n
-v1 / (d + v of the batch).
+SEED's Figure 5. ``draft_noise`` sets the quality: that share of the draft's law is uniform over its top candidates.
+The proposal is drawn from the mixed law, and the rule is given the mixed law, so every point is lossless. Texts are
+sampled at temperature 1, so that acceptance changes gradually.
+Bounds: let a be the acceptance rate (accepted ÷ drafted), L the depth, d and v the draft and verify times of serial SD,
+v1 the time of AR's forward, and n the number of branches. A round gives 1 + a L tokens. So over AR ``fcfs`` reaches at
+most (1 + a L) v1 / max(v, (d + v) / n), and ``fcfs-batch`` at most (1 + a L) n v1 / (d + v of the batch).
 """
 
 from __future__ import annotations

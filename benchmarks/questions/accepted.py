@@ -1,11 +1,12 @@
 """Question: how many tokens does a target pass commit, by kind of token tree, at one number of draft tokens?
 
-Mean accepted length = 1 + accepted ÷ rounds: the recovered or bonus token counts, plain decoding has 1. Every tree has
-the same number of draft tokens (``chain-4`` alone has 4), as deep as it likes. ``k_config`` and Sequoia's growmap are
-the best ones for acceptance that was measured along what the target writes for other problems of the task, at the same
-temperature; so the two differ in shape alone. OPT-Tree's threshold is 0. Prompts are those of the first thought of each
-problem, continued until EOS or ``max_tokens``, with the same seeds in all rows. The standard error is over texts, of a
-ratio of sums. The pair is not inflated and runs in float32: a larger shape changes times, not what is accepted.
+Mean accepted length = 1 + accepted ÷ rounds. The recovered or bonus token counts, so plain decoding has 1. Every tree
+has the same number of draft tokens (only ``chain-4`` has 4) and any depth. ``k_config`` and Sequoia's growmap are
+both the best ones for one measured acceptance, so they differ in shape alone. That acceptance is measured along texts
+that the target writes for other problems of the task, at the same temperature. OPT-Tree's threshold is 0. The prompts
+ask for the first thought of each problem. They are continued until EOS or ``max_tokens``, with the same seeds in all
+rows. The standard error is over texts, of a ratio of sums. The pair is not inflated and runs in float32: a larger
+shape changes times, but not how many tokens are accepted.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SHOWS = (
     "decides; OPT-Tree knows each context. Where one of these does not show in the figures, a line says so.",
 )
 SHOWS_NOT = (
-    "Speed: a chain of 16 takes 16 forwards of the draft one after another, <code>ngram</code> takes none. tokens/s is "
+    "Speed: a chain of 16 takes 16 forwards of the draft one after another, `ngram` takes none. tokens/s is "
     "of one run of a small pair, all texts at once.",
     "Other pairs: how much a tree gains depends on how often the draft's first guess is wrong but a later one right.",
 )
@@ -99,7 +100,7 @@ def cell_of(task: str, temperature: float) -> str:
 def split_prompts(
     options: Options, encoder: Encoder, task: str, num: int, num_other: int
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Prompts to measure on, and others to fit trees to; of few problems a third are the others.
+    """Prompts to measure on, and other prompts to fit trees to. Of few problems, a third are for fitting.
 
     Raises:
         ConfigError: there are no others.
@@ -183,7 +184,7 @@ class Counts:
         return cls(tuple(cost.accepted for cost in costs), tuple(cost.rounds for cost in costs))
 
     def figures(self) -> dict[str, float]:
-        """Sums, mean accepted length and its standard error, which one text has not."""
+        """Sums, mean accepted length and its standard error. A single text has no standard error."""
         accepted, rounds = sum(self.accepted), sum(self.rounds)
         figures = {
             "accepted": float(accepted), "rounds": float(rounds),
@@ -200,7 +201,7 @@ class Counts:
 
 
 def fitted(calibrations: Mapping[str, Calibration], num_nodes: int) -> list[dict[str, Any]]:
-    """The trees that were fitted, cell by cell, with what the measured acceptance expects of them."""
+    """The trees that were fitted, cell by cell, with their expected tokens by the measured acceptance."""
     lines = []
     for cell, calibration in calibrations.items():
         if (acceptance := calibration.measured) is not None:

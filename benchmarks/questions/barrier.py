@@ -2,9 +2,9 @@
 
 ``python -m seedmp.benchmarks.questions.barrier --data STEP_4.jsonl --json FILE``
 
-The same breadth-first searches on Blocksworld, one after another, with and without a barrier between writing a
-level and valuing it, under both policies; repeats are interleaved. All give the same trees (checked). Verifier busy
-share = time in forwards ÷ wall time of the search (``seedmp.metrics.verifier_busy``); queue-dry share = 1 - it.
+The same breadth-first searches on Blocksworld run one after another, with and without a barrier between writing a
+level and valuing it, under both policies. Repeats are interleaved. All give the same trees (checked). Verifier busy
+share = time in forwards ÷ wall time of the search (``seedmp.metrics.verifier_busy``). Queue-dry share = 1 - busy share.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Question: what do two-turn conversations gain, with the first turn's KV kept for the second?
 
-MT-bench as in EAGLE's and OPT-Tree's evaluations: both turns of each question, greedy. The second turn goes on
-from the first one's own tokens, so that its KV is found, not computed. Chat models get their template; others the
-plain form ``Question: ... Answer: ...``. ``kept`` is the share of the second turn's context whose KV was there.
+MT-bench as in EAGLE's and OPT-Tree's evaluations: both turns of each question, greedy. The second turn continues the
+first turn's own tokens, so that their KV is found and not computed again. Chat models get their template, others the
+plain form ``Question: ... Answer: ...``. ``kept`` is the share of the second turn's context whose KV was found.
 Accepted length = 1 + accepted ÷ rounds over both turns.
 """
 
@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SHOWS = (
     "Accepted length and speed on questions of many kinds, with the KV of the first turn kept for the second.",
-    "<code>mcsd-batch</code> serves all conversations at once, the other rows one after another.",
+    "`mcsd-batch` serves all conversations at once, the other rows one after another.",
 )
 SHOWS_NOT = (
     "The quality of answers. The bundled pair is no chat model: it goes on in its own manner, and prompts in the "

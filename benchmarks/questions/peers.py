@@ -6,7 +6,7 @@ three tokens a round), ``prompt-lookup``. llama.cpp, with the extra ``peers``, o
 ``llama.cpp`` (one prompt after another) and ``llama.cpp with draft`` (the same, three tokens a round by our draft
 through the Python binding's ``draft_model``). Ours: ``ar`` (plain decoding, one prompt after another),
 ``serial-sd``, ``fcfs``, ``fcfs-batch``. Speed-up is over ``generate``; ``ar`` must not be slower than it, or our
-speed-ups would be against a straw man. Nobody finds KV of an earlier repeat.
+speed-ups would be against a straw man. No row finds KV of an earlier repeat.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ THEIRS: dict[str, Callable[..., Result]] = {
     "prompt-lookup": Peer.prompt_lookup,
 }
 SHOWS = (
-    "Our plain decoding (<code>ar</code>) against transformers' own (<code>generate</code>), and what scheduling adds "
+    "Our plain decoding (`ar`) against transformers' own (`generate`), and what scheduling adds "
     "to what one could have anyway, batching above all.",
 )
 SHOWS_NOT = (
     "Servers with kernels of their own (vLLM, SGLang, llama.cpp with quantised weights) are other programs on other "
     "weights; they are not here unless a row says so.",
-    "<code>llama.cpp</code> has kernels of its own, and its Python binding a loop of its own around them: with a draft "
+    "`llama.cpp` has kernels of its own, and its Python binding a loop of its own around them: with a draft "
     "it copies the logits of each token that it verifies, which llama.cpp's own programs do not.",
-    "<code>continuous-batch</code> makes its manager and cache in each call, which short runs do not earn back.",
+    "`continuous-batch` makes its manager and cache in each call, which short runs do not earn back.",
 )
 
 

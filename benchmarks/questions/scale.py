@@ -1,9 +1,9 @@
 """Question: how do tokens/s and latency change with 1 to 64 concurrent branches?
 
-All branches are submitted at once, to one engine with three drafts (``fcfs-batch``), and to plain decoding of the
-same batch (``ar-batch``: target alone, batched rounds), which is what speculation must beat when the target is
-busy anyway. Latency: from submission to a branch's last token, median and longest; first token: mean. Greedy, EOS
-ignored.
+All branches are submitted at once. One row is an engine with three drafts (``fcfs-batch``). The other is plain decoding
+of the same batch (``ar-batch``: target alone, batched rounds), which speculation must beat when the target is busy
+anyway. Latency is the time from submission to a branch's last token: median and longest. The time to the first token is
+a mean. Decoding is greedy and ignores EOS.
 """
 
 from __future__ import annotations

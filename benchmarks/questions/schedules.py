@@ -1,10 +1,10 @@
 """Question: what does each schedule make of the same job on the same cores, and what memory does it take?
 
-SEED's Figure 1 with n drafts for n branches: serial AR, serial SD, scheduled one proposal at a time (``fcfs``,
-the paper), scheduled in batches (``fcfs-batch``), and n replicas of the target (``parallel``). Greedy, EOS
-ignored. tokens/s = kept tokens ÷ wall time; memory = sum of the processes' PSS. The bounds follow from serial
-SD's own draft and verify times d and v: ``fcfs`` at most min(1 + d/v, n) over serial SD, ``fcfs-batch`` n (d + v)
-/ (d + v of the batch).
+SEED's Figure 1 with n drafts for n branches: serial AR, serial SD, scheduled one proposal at a time (``fcfs``, the
+paper), scheduled in batches (``fcfs-batch``), and n replicas of the target (``parallel``). Decoding is greedy and
+ignores EOS. tokens/s = kept tokens ÷ wall time. Memory = sum of the processes' PSS. The bounds follow from the draft
+and verify times d and v of serial SD. Over serial SD, ``fcfs`` reaches at most min(1 + d/v, n), and ``fcfs-batch`` at
+most n (d + v) / (d + v of the batch).
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "parallel": {"method": "mcsd", "schedule": "parallel"},
 }
 SHOWS = (
-    "Whether scheduling pays on this node: compare <code>fcfs</code> and <code>fcfs-batch</code> with "
-    "<code>serial-sd</code>, and all with <code>serial-ar</code>.",
-    "What memory <code>parallel</code> costs for its speed.",
+    "Whether scheduling pays on this node: compare `fcfs` and `fcfs-batch` with `serial-sd`, and all with `serial-ar`.",
+    "What memory `parallel` costs for its speed.",
 )
 SHOWS_NOT = (
     "Overlap of drafting and verifying needs a core, or a GPU, to spare: with fewer cores than busy processes they "

@@ -1,10 +1,10 @@
 """Question: which tree pays on plain text: Sequoia's protocol for every method that we have?
 
-Prompts are the first 128 tokens of C4, OpenWebText and CNN/DM passages, 128 tokens follow, at temperatures 0 and
-0.6; passages one after another (``serial``), as in Sequoia's and OPT-Tree's evaluations. Trees have about as many
-draft tokens in every method. Sequoia's growmap comes from its dynamic programme with the acceptance vector of its
-published demonstration, not of this pair: ``seedmp growmap make`` searches one for measured acceptance. Accepted
-length = 1 + accepted ÷ rounds.
+Prompts are the first 128 tokens of C4, OpenWebText and CNN/DM passages. Each is continued by 128 tokens, at
+temperatures 0 and 0.6. Passages come one after another (``serial``), as in Sequoia's and OPT-Tree's evaluations.
+Trees have about the same number of draft tokens in every method. Sequoia's growmap comes from its dynamic programme
+with the acceptance vector of its published demonstration, which is not this pair's. (``seedmp growmap make`` finds a
+growmap for measured acceptance.) Accepted length = 1 + accepted ÷ rounds.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SHOWS = (
     "after drafting was paid.",
 )
 SHOWS_NOT = (
-    "The best tree for this node: sizes are the same for all methods, not tuned (<code>seedmp tune</code>, "
-    "<code>seedmp growmap make</code>).",
+    "The best tree for this node: sizes are the same for all methods, not tuned (`seedmp tune`, "
+    "`seedmp growmap make`).",
     "Sequoia's published figures are for 64 to 768 draft tokens on a GPU that verifies them for nearly nothing.",
 )
 

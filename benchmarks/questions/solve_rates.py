@@ -2,10 +2,10 @@
 
 ``python -m seedmp.benchmarks.questions.solve_rates --data FOLDER --json FILE``
 
-Rows: the tree as the task searches it, one greedy chain, and the same tree with random values, on every problem of
-``blocksworld/step_2``, ``step_4`` and ``step_6`` and on every third puzzle of ``game24/24.csv``, for several seeds.
-Solved = the best path is right by the task's checker ÷ problems; the interval is Wilson's at 95 % over problems and
-seeds together, which are not independent: seeds share problems.
+Rows: the tree as the task searches it, one greedy chain, and the same tree with random values. Problems are all of
+``blocksworld/step_2``, ``step_4`` and ``step_6``, and every third puzzle of ``game24/24.csv``, with several seeds each.
+Solved = problems whose best path is right by the task's checker ÷ problems. The interval is Wilson's at 95 % over
+problems and seeds together. These are not independent, because seeds share problems.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
     if args.json is not None and args.json.exists():
-        rows = json.loads(args.json.read_text())["rows"]  # rows that are there are not measured again
+        rows = json.loads(args.json.read_text())["rows"]  # rows that the file has are not measured again
     wanted = [(name, way) for name in FILES for way in WAYS]
     wanted = [job for job in wanted if not args.only or any(part in " ".join(job) for part in args.only)]
     with Engine(args.target, args.draft, **ENGINE) as engine:

@@ -1,10 +1,10 @@
 """Question: what does SEED's Table 1 look like here: tasks x temperatures x trees x methods?
 
-Workload, as in the paper: three thoughts of one root, all from one prompt, then an evaluation of each. tokens/s =
-kept tokens of thoughts and evaluations ÷ wall time: tokens of a stop string, which are thrown away, do not count.
-Rows: AR, SD and MCSD one request at a time, and scheduled: ``-scheduled`` verifies one proposal at a time (the
-paper), ``-batch`` all that wait (ours). The draft's temperature is the target's in every row. Repeats take turns
-through the problems.
+The workload is the paper's: three thoughts of one root, all from one prompt, then an evaluation of each thought.
+tokens/s = kept tokens of thoughts and evaluations ÷ wall time. Tokens of a stop string are thrown away and do not
+count. Rows: AR, SD and MCSD, each with one request at a time and scheduled. ``-scheduled`` verifies one proposal at a
+time (the paper); ``-batch`` verifies all proposals that wait (ours). The draft's temperature is the target's in every
+row. Repeats take turns through the problems.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mcsd-batch": {"method": "mcsd", "policy": "fcfs-batch"},
 }
 SHOWS = (
-    "The paper's comparison with one code, one draft temperature and shown noise. The column <em>paper's speed-up</em> "
+    "The paper's comparison with one code, one draft temperature and shown noise. The column `paper's speed-up` "
     "is what the paper printed for LLaMA-68M and LLaMA2-7B on hardware that it does not name, without spread.",
     "At k = (1, 1, 1) SD and MCSD are one algorithm: what they differ by there is noise.",
 )

@@ -17,7 +17,7 @@ from seedmp.methods.registry import METHODS
 from seedmp.simulation.costs import EXAMPLE, Costs, load_costs
 from seedmp.simulation.simulate import HARDWARE, Outcome, Workload, simulate
 
-PAYS = 0.03  # a draft more must gain so much
+PAYS = 0.03  # more drafts pay if they gain at least this
 MAX_SETTINGS = 2000
 
 

@@ -41,8 +41,8 @@ def _literal(char: str) -> str:
 def _grammar(regex: str) -> str:
     """The library's grammar of a regular expression.
 
-    Without ``no_forcing`` it would allow, where the next bytes are certain, only the token that its tokenizer
-    would choose: then the law would depend on more than the expression.
+    Without ``no_forcing`` the library allows only one token where the next bytes are certain: the one that its
+    tokenizer would choose. Then the law would depend on more than the expression.
     """
     pattern = regex_to_lark(regex, use_ascii="")
     return LLMatcher.grammar_from_lark(f'%llguidance {{"no_forcing": true}}\nstart: /{pattern}/')
@@ -50,7 +50,7 @@ def _grammar(regex: str) -> str:
 
 @lru_cache(MAX_REGEXES)
 def why_invalid(regex: str) -> str:
-    """What the library says against a regular expression, in one line; empty when it is sound."""
+    """The library's complaint about a regular expression, in one line. Empty when there is none."""
     message: str = LLMatcher.validate_grammar(_grammar(regex))
     lines = [line.strip() for line in message.splitlines()]
     reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -92,8 +92,8 @@ def automaton_tokenizer(tokenizer: Any, eos_token_ids: Sequence[int]) -> LLToken
 class Constrainer:
     """Compiled automata of one vocabulary, and where the branches in flight stand.
 
-    States are found by (regex, generated tokens). A branch whose state was dropped, or that comes from
-    another verifier, is walked again from its first token.
+    States are found by (regex, generated tokens). If the state of a branch was dropped, or if the branch comes from
+    another verifier, the automaton walks again from the first generated token.
 
     Args:
         make_tokenizer: called at the first constrained request.
@@ -209,7 +209,7 @@ class ConstrainedTree:
         return logits[:, : self._owner.vocab_size].masked_fill(forbidden, -torch.inf)
 
     def end(self, accepted: Sequence[int], next_token: int) -> int | None:
-        """How many tokens of a verdict belong to the text, if it is complete then; None: it goes on.
+        """Number of tokens of a verdict that belong to the text, if the text ends there. None if the text goes on.
 
         Args:
             accepted: node indices from the root down.

@@ -121,7 +121,7 @@ def propose_children(
     top_logits, top = logits.float().topk(m, dim=-1)  # both [R, m]; cutting first leaves the same law
     scaled = (top_logits - top_logits[:, :1]) / law.temperature
     row_ids = top.cpu().numpy().astype(np.int32)
-    # fmax turns NaN into the minimum: a draft that broke proposes badly, but by a law.
+    # fmax turns NaN into the minimum. So a broken draft proposes badly, but still draws from the law that it ships.
     probs = np.fmax(scaled.softmax(-1).cpu().numpy(), np.float32(MIN_DRAFT_PROB))
     row_probs = probs / probs.sum(-1, keepdims=True)
     if law.noise:
@@ -165,10 +165,11 @@ def propose_coupled(
 
 
 def confidence_temperature(temperature: float) -> float:
-    """At which a draft's probabilities are closest to the chance of being accepted, for a sampling temperature.
+    """The temperature at which a draft's probabilities are closest to the probability that the target accepts.
 
-    At 1 they are that chance. A greedy target agrees with the draft's first choice more often than they say; the
-    scale is the one of least cross-entropy on the bundled pair (temperature scaling: Guo et al. 2017, §4.2).
+    When texts are sampled at temperature 1, that is 1. A greedy target agrees with the draft's first choice more often
+    than those probabilities say. The value for it has the least cross-entropy on the bundled pair (temperature scaling:
+    Guo et al. 2017, §4.2).
     """
     return GREEDY_CONFIDENCE + (1 - GREEDY_CONFIDENCE) * temperature
 

@@ -13,9 +13,9 @@ from seedmp.token_tree.tree import ProposalKind
 class SequoiaTrial(SpecInferTrial):
     """SpecInfer's trial with a draft law that forgets each rejected token, as the draft's own sampling did.
 
-    When the draft's law is exhausted it becomes uniform over all tokens not tried yet, and a
-    draft that still adds children must draw them so. ``propose_children`` never gets there:
-    all m tokens of its rows have mass, and it draws at most m.
+    When the draft's law is exhausted, it becomes uniform over all tokens that were not tried. A draft that still adds
+    children must draw them from that law. ``propose_children`` never needs to: all m tokens of its rows have mass, and
+    it draws at most m.
 
     Source: Chen et al. 2024, Sequoia, sampling and verification without replacement.
     """

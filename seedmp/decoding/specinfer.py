@@ -12,7 +12,7 @@ from seedmp.decoding.trials import TrialRule
 from seedmp.errors import ProtocolError
 from seedmp.token_tree.tree import ProposalKind
 
-# A residual of this mass or less is rounding: exact arithmetic has none after a rejection.
+# A residual of this mass or less comes from rounding: in exact arithmetic some is left after every rejection.
 MIN_RESIDUAL_MASS = 1e-12
 
 

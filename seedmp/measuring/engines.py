@@ -29,11 +29,14 @@ FREE_SHARE = 0.8  # of what is free; KV, activations and others need the rest
 
 
 class NotRunError(SeedmpError):
-    """A row cannot run here; the message says why and stands in its place."""
+    """A row cannot run here. The message says why, and the report shows it instead of figures."""
 
 
 class Subject(Protocol):
-    """What a row is measured on, started when first needed: an engine or a peer. Equal subjects are one."""
+    """What a row is measured on: an engine, or a peer. It is started when it is first needed.
+
+    Rows whose subjects are equal share one.
+    """
 
     def start(self) -> Any:
         """Start it.
@@ -83,15 +86,15 @@ class EngineSubject:
 
 
 def weights_gib(shape: str | None, size_bytes: int) -> float:
-    """Of an inflated model; 0 for others, whose size nobody knows before they are loaded."""
+    """Size of an inflated model. 0 for others: their size is unknown before they are loaded."""
     return 0.0 if shape is None else SHAPES[shape].num_parameters * size_bytes / 2**30
 
 
 class EnginePool:
     """Starts subjects and keeps them; a context manager that closes all.
 
-    Pages of a KV arena come as it fills, so what the node calls free is promised in part: each subject that is kept
-    counts with all that it may take.
+    Arena pages are allocated on first write, so free memory overstates what is left. Each subject that is kept is
+    charged the most that it may take.
     """
 
     def __init__(self) -> None:
@@ -212,7 +215,7 @@ def submit_fresh(
 
 
 def forget_texts(engine: Engine) -> None:
-    """Push earlier texts out of what ``ngram`` looks in: in a repeat, or after a warm-up, it would find the answer."""
+    """Push earlier texts out of those that ``ngram`` searches. Otherwise a repeat would find its own answer there."""
     if engine.config.method.name == "ngram":
         short = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, seed=0)
         submit_fresh(engine, [(0,)] * MAX_ENDED, short)

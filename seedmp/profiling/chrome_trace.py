@@ -1,7 +1,7 @@
 """The profile in the Trace Event Format, which ui.perfetto.dev and chrome://tracing open.
 
-One process a worker; thread 0 holds its spans, threads 100 + i the proposals that wait in the verifier's
-queue, i being a lane in which waits do not overlap. Counters: CPU share, PSS, RSS, GPU memory.
+Each worker is a process of the trace. Thread 0 has its spans. Threads 100 + i have the proposals that wait in the
+verifier's queue: waits that overlap are in different lanes i. Counters: CPU share, PSS, RSS, GPU memory.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def lanes(waits: np.ndarray) -> list[int]:
 
 
 def _working(process: ProcessRecord) -> np.ndarray:
-    """Its spans but idle ones, which a viewer shows as nothing."""
+    """Its spans, without idle ones: a viewer shows them as gaps."""
     rows: np.ndarray = process.spans[process.spans[:, 0] != Activity.IDLE]
     return rows
 

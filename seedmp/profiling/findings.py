@@ -13,9 +13,9 @@ from seedmp.profiling.sampler import ProcessRecord
 from seedmp.trace import Activity, Span
 
 BOUND = 0.8  # a process that works more than this limits the run
-SLACK = 0.5  # one that works less has time to spare
+SLACK = 0.5  # a process that works less has time to spare
 BUSY_CORES = 0.9  # share of the cores in use at which processes wait for one another
-SWITCHES_PER_S = 20.0  # of all processes, by somebody who takes their core
+SWITCHES_PER_S = 20.0  # of all processes together: how often another process takes their core
 STARVED = 0.7  # CPU time of a working process ÷ time that it works; less means that it waits for a core
 OVERHEAD = 0.2  # of the verifier's work, outside forwards
 WORK = (Activity.SCHEDULE, Activity.IPC, Activity.COMMIT, Activity.RESAMPLE)
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Busy:
-    """How the run went, as shares of the time between the first draft or forward and the last."""
+    """What each kind of process did, as shares of the time from the first draft or forward to the last one."""
 
     active_s: float
     forward: float  # verifiers, the mean
@@ -83,7 +83,7 @@ def measure_busy(data: ProfileData) -> Busy:
 
 
 def active_window(data: ProfileData) -> tuple[int, int]:
-    """From the first draft or forward to the last; what is before and after nobody asked for anything."""
+    """The time from the first draft or forward to the last one. Before and after it nothing was requested."""
     rows = np.concatenate([_of(data.processes, Activity.VERIFY), _of(data.processes, Activity.DRAFT)])
     return (int(rows[:, 3].min()), int(rows[:, 4].max())) if len(rows) else (data.start_ns, data.end_ns)
 
@@ -96,7 +96,7 @@ def diagnose(data: ProfileData) -> list[Finding]:
     findings = [_bound(data, busy)]
     for more in (_queue(data, busy), _overhead(busy), _cores(data), _gpu(data), _start_and_end(data, busy)):
         if more is not None and "cpu_while_working" in more.numbers:
-            findings.insert(0, more)  # it casts doubt on all others
+            findings.insert(0, more)  # it makes all other findings doubtful
         elif more is not None:
             findings.append(more)
     lost = sum(process.num_lost for process in data.processes)

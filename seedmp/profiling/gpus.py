@@ -11,7 +11,7 @@ from typing import Any
 
 
 class GpuMeter:
-    """What each process has on all GPUs. In a container the driver may tell the host's ids: then nothing matches."""
+    """What each process uses on all GPUs. In a container the driver may report the host's ids: then none match."""
 
     def __init__(self, nvml: Any) -> None:
         self.nvml = nvml
@@ -54,7 +54,7 @@ class GpuMeter:
 
 
 def mps_state() -> str:
-    """``on``, ``off``, or ``unknown`` without its control program: whether processes run on a GPU at the same time."""
+    """Whether MPS lets processes run on a GPU at the same time: ``on``, ``off``, or ``unknown`` without its program."""
     control = shutil.which("nvidia-cuda-mps-control")
     pipe = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
     if os.path.exists(os.path.join(pipe, "control")):

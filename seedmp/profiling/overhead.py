@@ -1,7 +1,7 @@
 """Question: how much slower is a run that is profiled? Formula: median over repeats of (wall with ÷ wall without) − 1.
 
-Every repeat runs the same greedy job without, with, and without again, on one engine; the two runs without
-give the noise: half of all repeats differ by more than it without any reason.
+Every repeat runs the same greedy job three times on one engine: without a profile, with one, and without again. The
+two runs without give the noise: in half of all repeats these two differ by more than the noise.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ from seedmp.system import usable_cores
 
 
 class Profile:
-    """A profile of one engine, from entering to leaving; then ``data`` and ``summary`` are set and the files written.
+    """A profile of one engine, while its ``with`` block runs. Afterwards ``data`` and ``summary`` are set.
 
-    An exception or Ctrl-C inside leaves the files too.
+    The files are written at the end of the block, also after an exception or Ctrl-C.
 
     Args:
         folder: made if it is not there; files of an earlier profile in it are replaced.

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict
-from html import escape
 from typing import Any
 
 from seedmp import metrics
+from seedmp.pages import render
+from seedmp.profiling import memory_chart
 from seedmp.profiling.data import ProfileData
 from seedmp.profiling.findings import Finding, measure_busy
-from seedmp.profiling.sampler import ProcessRecord, Sample
+from seedmp.profiling.sampler import ProcessRecord
 from seedmp.simulation.costs import Costs, Curve, chain_acceptance
 from seedmp.trace import Activity
 
 FORMAT = 1
-MIB = 2**20
-NOTE = "switches: taken from its core by somebody else. PSS: with its share of shared pages. engine: your process."
-STYLE = """
-body { font: 15px/1.5 Helvetica, Arial, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #111 }
-pre { background: #f1f2f4; padding: 1em; overflow-x: auto; font-size: 12.5px; white-space: pre-wrap }
-svg { max-width: 100%; height: auto } figure { margin: 1.5em 0 }
-figcaption, footer { color: #666c77; font-size: 13px }
-"""
+NOTE = (
+    "switches: how often another process took the core. PSS: memory, shared pages divided among those who share them. "
+    "engine: your process."
+)
 
 
 def figures(data: ProfileData, findings: list[Finding]) -> dict[str, Any]:
@@ -74,7 +71,7 @@ def _process(process: ProcessRecord) -> dict[str, Any]:
 
 def _most(process: ProcessRecord, name: str) -> float:
     values = [getattr(sample, name) for sample in process.samples]
-    return float(max(values, default=0)) / MIB
+    return float(max(values, default=0)) / memory_chart.MIB
 
 
 def in_words(data: ProfileData, findings: list[Finding]) -> str:
@@ -89,11 +86,7 @@ def in_words(data: ProfileData, findings: list[Finding]) -> str:
     ]
     for process, row in zip(data.processes, plain["processes"], strict=True):
         lines.append(_line(process, row))
-    lines += [
-        "",
-        "switches: taken from its core by somebody else. PSS: with its share of shared pages. engine: your process.",
-        "",
-    ]
+    lines += ["", NOTE, ""]
     for finding in findings:
         lines.append(f"* {finding.text}.")
         if finding.advice:
@@ -123,8 +116,9 @@ def _line(process: ProcessRecord, row: dict[str, Any]) -> str:
 def costs(data: ProfileData) -> Costs | None:
     """What the run paid for its steps; None if it had no forward, or no draft.
 
-    A run knows only the sizes that it met, and times in which others competed for the cores: the
-    simulator is given no cores to share, or that would count twice. ``seedmp.tuning.measure`` measures alone.
+    A run knows only the sizes that occurred in it. Its times contain the competition for cores. So these prices give
+    the simulator no cores to share, or the competition would count twice. ``seedmp.tuning.measure`` measures each
+    model alone.
     """
     verifiers, drafts = data.of_kind("verifier"), data.of_kind("draft")
     tree = data.config.method.static_tree
@@ -147,7 +141,7 @@ def costs(data: ProfileData) -> Costs | None:
 
 
 def _verifier_overheads(verifiers: list[ProcessRecord]) -> tuple[float, float]:
-    """(ms of a forward, ms of each branch in it): the verifier's work from a forward's end to the next one's begin."""
+    """(ms for a forward, ms for each branch in it) that the verifier works between two forwards."""
     branches: list[float] = []
     times: list[float] = []
     for process in verifiers:
@@ -179,54 +173,7 @@ def _samples(processes: list[ProcessRecord], activity: Activity, parts: int) -> 
 # --- the page --------------------------------------------------------------------------------------
 
 
-def page(data: ProfileData, summary: str, picture: str) -> str:
-    """One self-contained HTML page: words, the picture, memory over time."""
+def page(data: ProfileData, summary: str, timeline: str) -> str:
+    """One self-contained HTML page: words, the picture of ``timeline.svg``, memory over time."""
     node = ", ".join(f"{name} {value}" for name, value in data.node.items() if value)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>seedmp profile</title><style>{STYLE}</style></head><body>
-<h1>Where the time went</h1>
-<pre>{escape(summary)}</pre>
-<figure>{picture}<figcaption>Who drafted, waited and was verified when: forwards that took as long as is usual.
-</figcaption></figure>
-<h2>Memory</h2>
-<figure>{_memory(data)}<figcaption>Resident memory by process, MiB; pages that processes share count in each.
-</figcaption></figure>
-<p>All spans: open <code>trace.json</code> in ui.perfetto.dev. All figures: <code>profile.json</code>.</p>
-<footer>{escape(node)}</footer></body></html>"""
-
-
-def _memory(data: ProfileData, width: float = 1080.0, height: float = 180.0) -> str:
-    """RSS of each process over time as lines, their names at the end."""
-    most = max((sample.rss_bytes for process in data.processes for sample in process.samples), default=1)
-    span_ns = max(data.end_ns - data.start_ns, 1)
-    left, right, bottom = 60.0, 130.0, 24.0
-
-    def point(sample: Sample) -> str:
-        x = left + (width - left - right) * (sample.at_ns - data.start_ns) / span_ns
-        return f"{x:.1f},{(height - bottom) * (1 - sample.rss_bytes / most / 1.1):.1f}"
-
-    parts, used = [], list[float]()
-    shown = sorted((p for p in data.processes if p.samples), key=lambda p: -p.samples[-1].rss_bytes)
-    for i, process in enumerate(shown):
-        colour = ("#4477aa", "#cc6677", "#117733", "#882255", "#44aa99", "#aa7711")[i % 6]
-        last = process.samples[-1]
-        y = max((height - bottom) * (1 - last.rss_bytes / most / 1.1) + 4, used[-1] + 13 if used else 0.0)
-        used.append(y)
-        points = " ".join(map(point, process.samples))
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
-            f'<text x="{width - right + 6}" y="{y:.1f}" font-size="11" fill="{colour}">'
-            f"{escape(process.name)} {last.rss_bytes / MIB:.0f}</text>"
-        )
-    axis = (
-        f'<path d="M{left} 0V{height - bottom}H{width - right}" fill="none" stroke="#666c77"/>'
-        f'<text x="{left - 6}" y="12" font-size="11" text-anchor="end" fill="#666c77">{1.1 * most / MIB:.0f}</text>'
-        f'<text x="{left - 6}" y="{height - bottom}" font-size="11" text-anchor="end" fill="#666c77">0</text>'
-        f'<text x="{left}" y="{height - 8}" font-size="11" fill="#666c77">0 s</text>'
-        f'<text x="{width - right}" y="{height - 8}" font-size="11" text-anchor="end" fill="#666c77">'
-        f"{data.wall_s:.1f} s</text>"
-    )
-    height = max(height, (used[-1] if used else 0.0) + 6)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}">{axis}{"".join(parts)}</svg>'
-    )
+    return render("profile", summary=summary, timeline=timeline, memory=memory_chart.svg(data), node=node)

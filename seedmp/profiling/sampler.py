@@ -1,7 +1,8 @@
 """What the processes of an engine use while it runs: spans from their rings, CPU and memory from the kernel.
 
-One thread in the user's process. Every ``period_s`` it takes new spans, CPU time, RSS and shared memory; what
-costs the kernel more (USS and PSS walk the page tables, context switches are by thread) every ``slow_s``.
+One thread in the user's process samples them. Every ``period_s`` it takes new spans, CPU time, RSS and shared memory.
+Every ``slow_s`` it takes what costs the kernel more: USS and PSS, for which the kernel walks the page tables, and
+context switches, which are counted by thread.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Counts:
-    """What only grows; summed over the threads that are alive."""
+    """Counters, summed over the threads that are alive."""
 
     voluntary: int = 0
     involuntary: int = 0
@@ -207,7 +208,7 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> list[ProcessRecord]:
-        """End, and tell what was seen: your process first, then verifiers, drafts and the supervisor."""
+        """End. Returns a record for each process: yours first, then verifiers, drafts and the supervisor."""
         self._stop.set()
         self._thread.join()
         self._look(slow=True)

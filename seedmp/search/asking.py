@@ -23,10 +23,10 @@ def derive_seed(*parts: object) -> int:
 
 
 class Asker:
-    """Asks an engine on behalf of one search; remembers the tokens of what was generated.
+    """Asks an engine on behalf of one search, and remembers the tokens of generated texts.
 
-    A prompt that goes on from a generated text uses that text's own tokens, not those of a fresh
-    encoding, so that its KV is found in the arenas.
+    A prompt that continues a generated text uses that text's own tokens. A fresh encoding might give others, whose KV
+    is not in the arenas.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -34,7 +34,7 @@ class Asker:
         self._known: dict[str, tuple[str, tuple[int, ...]]] = {}  # thought_id -> text so far, its ids
 
     def encode(self, prompt: Prompt, path_ids: Sequence[str] = ()) -> tuple[int, ...]:
-        """Token ids of a prompt; ``path_ids`` are the thoughts that it may go on from.
+        """Token ids of a prompt; ``path_ids`` are the thoughts that it may continue.
 
         Raises:
             RejectedError: a conversation for a model without a chat template.
@@ -57,7 +57,7 @@ class Asker:
         return tuple(ids) + (self.engine.encode(prompt.answer_prefix) if prompt.answer_prefix else ())
 
     def remember(self, thought_id: str, prompt: Prompt, output: RequestOutput) -> None:
-        """Later prompts of this thought's descendants may go on from its text."""
+        """Keep the tokens of a thought, because prompts of its descendants may continue its text."""
         if isinstance(prompt, str):
             ids = output.prompt_token_ids + self.engine.tokens_of_text(output)
             self._known[thought_id] = prompt + output.text, ids

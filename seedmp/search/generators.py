@@ -144,10 +144,10 @@ class Sample(Generator):
 
 @dataclass(frozen=True)
 class Propose(Generator):
-    """The children are the lines of one text (ToT's proposals): fewer equal ones, fewer tokens of prompt.
+    """The children are the lines of one text (ToT's proposals). Fewer of them are equal, and the prompt is read once.
 
     Args:
-        n: children of a thought at most; further lines are left.
+        n: children of a thought at most. Further lines are ignored.
         temperature: of the text.
     """
 

@@ -1,6 +1,6 @@
 """A search in the terminal while it runs: thoughts as they appear, values, tokens/s, time left.
 
-Where there is no terminal, a line for each thought that has an outcome, and no control codes.
+Without a terminal it prints a line for each thought that has an outcome, and no control codes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REFRESH_PER_S = 8
 MIN_LINES = 6
 LINES_AROUND = 5  # of the screen: title, bar, figures, and room for the cursor
 PLAIN_TEXT = 100  # characters of a thought where there is no terminal
-MIN_PROGRESS = 0.02  # below, the time left is a guess that nobody needs
+MIN_PROGRESS = 0.02  # below this progress, the time left would be a guess
 
 SIGNS = {
     Status.RUNNING: ("…", "yellow"),
@@ -43,9 +43,9 @@ SIGNS = {
 class LiveView:
     """Shows a growing tree from ``__enter__`` to ``finish`` or ``__exit__``.
 
-    ``update`` may come from any thread and as often as it likes: on a terminal it only notes what to draw, and
-    the thread of ``rich.live`` draws it, eight times a second at most. That thread reads the tree while the
-    search goes on, so a frame may show a thought half changed; the next one is right.
+    ``update`` may be called from any thread, at any rate. On a terminal it only notes what to draw. The thread of
+    ``rich.live`` draws it, at most eight times a second. That thread reads the tree while the search goes on, so a
+    frame may show a half-changed thought; the next frame is right.
 
     Args:
         console: where to; None makes one for standard output.
@@ -66,7 +66,7 @@ class LiveView:
         self._tokens = 0
         self._progress: float | None = None
         self._frame: RenderableType = Text()
-        self._num_seen = 0  # thoughts of the tree's dictionary that were looked at, without a terminal
+        self._num_seen = 0  # without a terminal: number of the tree's thoughts that were looked at
         self._waiting: list[Thought] = []  # of these, the ones without an outcome
 
     def __enter__(self) -> LiveView:
@@ -97,7 +97,7 @@ class LiveView:
         Args:
             tree: the same object in each call; read until the view ends.
             tokens: generated so far, for thoughts and values.
-            progress: share of the search that is done, 0 to 1; None when nobody can tell.
+            progress: share of the search that is done, 0 to 1; None when it is unknown.
         """
         with self._lock:
             self._tree, self._tokens, self._progress = tree, tokens, progress
@@ -220,7 +220,7 @@ class LiveView:
                 continue
             elapsed_s = self._clock() - self._started_s
             value = show_value(thought.value)
-            # Chosen or pruned changes later; what is said here is what the thought itself came to.
+            # Whether it is chosen or pruned is decided later: this line shows the thought's own outcome.
             quiet = thought.status in (Status.OPEN, Status.CHOSEN, Status.PRUNED)
             word = "" if quiet and not is_over else f" {thought.status.value}"
             note = f" ({one_line(thought.note, 60)})" if thought.note else ""

@@ -1,7 +1,7 @@
 """A search as one HTML file: the tree to fold, values and timings to read, the search to replay.
 
-The file needs no network: ``page.html`` holds its style and script, the tree is put in as JSON.
-Text of models reaches the page through ``textContent`` alone, never as markup.
+The file needs no network: ``page.html`` holds its style and script, and the tree is put in as JSON.
+The script shows texts of models through ``textContent`` alone, so they are never markup.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def save_html(
     """Write the page.
 
     Args:
-        tree: finished, or as far as it is.
+        tree: finished or not.
         path: of the file; replaced when it exists.
         title: of the page; None takes the task's name.
         summary: outcome in words, shown at the top: ``{"solved": "yes", "tokens/s": "41"}``.

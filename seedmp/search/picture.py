@@ -1,7 +1,8 @@
 """A search as a picture for papers: levels from left to right, one mark a thought, as SVG.
 
-Boxes with text where a level has room for them, dots where it is crowded. Told apart without colour:
-the solution's path is bold, what was left is grey, what failed is dashed, what was merged dotted.
+A thought is a box with text where its level has room for boxes, and a dot where the level is crowded. Without
+colour one can still tell: the solution's path is bold, thoughts that were left are grey, failed ones are dashed,
+merged ones are dotted.
 """
 
 from __future__ import annotations
@@ -10,21 +11,19 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from xml.sax.saxutils import escape, quoteattr
 
+from seedmp.drawing import GREY, INK, MIST, PAPER, SHADE, circle, document, group, path, rect, text, tooltip
 from seedmp.search.showing import children_of, one_line, show_value, solution_path
 from seedmp.search.thought_tree import ROOT_ID, Status, Thought, ThoughtTree
 
 MARGIN, LEGEND = 12.0, 26.0
-ROW, MIN_ROW = 40.0, 9.0  # height of a thought, and when there are many
+ROW, MIN_ROW = 40.0, 9.0  # height of a thought, and the least where there are many
 MAX_HEIGHT = 1200.0  # rows shrink down to MIN_ROW to stay below
 BOX, LINE, FONT = 34.0, 12.0, 9.5
 CHAR = 0.55  # mean width of a character ÷ size of the font
 GAP = 26.0  # between the columns, for the edges
 DOT = 3.2
-INK, GREY, LIGHT = "#111111", "#858b95", "#c3c8d0"
-GREY_TEXT = "#666c77"  # contrast 5 to 1 on white
-FONTS = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
+LIGHT = "#c3c8d0"  # edges to what was left
 LEFT = {Status.PRUNED, Status.CANCELLED, Status.MERGED, Status.FAILED}  # drawn in grey
 DASHES = {Status.FAILED: "4 2.5", Status.MERGED: "1 2", Status.CANCELLED: "1 2", Status.RUNNING: "1 2"}
 MEANING = {
@@ -52,7 +51,7 @@ def save_svg(
 
 
 def svg(tree: ThoughtTree, *, width: float = 960, max_text: int = 60, answer_id: str | None = None) -> str:
-    """The picture as XML without external assets; one group of class ``thought`` a thought, the root's beside them.
+    """The picture as SVG without external assets. Each thought is a group of class ``thought``, the root of ``root``.
 
     Args:
         tree: any.
@@ -64,17 +63,19 @@ def svg(tree: ThoughtTree, *, width: float = 960, max_text: int = 60, answer_id:
         ConfigError: ``answer_id`` names no thought.
     """
     drawing = _Drawing(tree, float(max(width, 200)), max(max_text, 0), answer_id)
-    return drawing.text()
+    return drawing.whole()
 
 
 # --- where the thoughts lie ----------------------------------------------------------------------
 
 
 def tidy_rows(children: dict[str, list[Thought]]) -> dict[str, float]:
-    """Rows of the thoughts, 0 at the top, at least 1 apart within a level; a parent is centred on its children.
+    """Rows of the thoughts, 0 at the top, at least 1 apart within a level.
 
-    Subtrees are pushed together until a level touches (Reingold and Tilford 1981), level by level
-    instead of along threads: O(thoughts x depth).
+    A parent is centred on its children.
+
+    Subtrees are pushed together until they touch in some level (Reingold and Tilford 1981). All levels are compared,
+    without that paper's threads, so it takes O(thoughts x depth).
     """
     offset: dict[str, float] = {}  # to the parent's row
     outlines: dict[str, list[tuple[float, float]]] = {}  # of a subtree: (first, last) row of each level below it
@@ -143,10 +144,10 @@ class _Drawing:
         extent = max(rows.values())
         self.row = min(ROW, max(MIN_ROW, MAX_HEIGHT / (extent + 1)))
         self.places = self._place(rows, MARGIN + BOX / 2)
-        # Thoughts of the path that are dots are told below the picture.
-        self.told = path if any(not self.places[thought.thought_id].boxed for thought in path) else []
+        # Thoughts of the path that are dots have no room for words: they are listed below the picture.
+        self.listed = path if any(not self.places[thought.thought_id].boxed for thought in path) else []
         self.legend_y = 2 * MARGIN + extent * self.row + BOX + LEGEND - 8
-        self.height = self.legend_y + MARGIN + (len(self.told) * (LINE + 2) + 6 if self.told else 0)
+        self.height = self.legend_y + MARGIN + (len(self.listed) * (LINE + 2) + 6 if self.listed else 0)
 
     def _place(self, rows: dict[str, float], top: float) -> dict[str, _Place]:
         levels = self.tree.levels()
@@ -163,162 +164,132 @@ class _Drawing:
                 places[thought.thought_id] = _Place(*ends, y, boxed)
         return places
 
-    def text(self) -> str:
+    def whole(self) -> str:
         """The whole file."""
-        problem = one_line(self.tree.problem, 300)
-        parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width:g}" height="{self.height:.0f}" '
-            f'viewBox="0 0 {self.width:g} {self.height:.0f}" font-family="{FONTS}" font-size="{FONT}" role="img">',
-            f"<title>{escape(one_line(self.tree.task) or 'Tree of thoughts')}</title>",
-            f"<desc>{escape(problem)}</desc>",
-            '<rect width="100%" height="100%" fill="#ffffff"/>',
-        ]
         order = sorted(self.tree, key=lambda thought: thought.thought_id in self.bold)  # the path above the others
-        parts += [self._edge(thought) for thought in order if thought.parent_id is not None]
+        parts = [self._edge(thought) for thought in order if thought.parent_id is not None]
         parts += [self._thought(thought) for thought in order]
-        parts += [self._legend(), *self._solution(), "</svg>\n"]
-        return "\n".join(parts)
+        parts += [self._legend(), *self._solution()]
+        title = one_line(self.tree.task) or "Tree of thoughts"
+        about = one_line(self.tree.problem, 300)
+        return document(self.width, self.height, parts, title=title, description=about, font_size=FONT)
 
     def _edge(self, thought: Thought) -> str:
         start, end = self.places[thought.parent_id or ROOT_ID], self.places[thought.thought_id]
         bend = (end.left - start.right) / 2
         bold = thought.thought_id in self.bold
         crowded = not end.boxed
-        colour = INK if bold else LIGHT if thought.status in LEFT else GREY
-        stroke = 2.4 if bold else 0.8 if crowded else 1
-        dashes = f' stroke-dasharray="{DASHES[thought.status]}"' if thought.status in DASHES and not crowded else ""
-        return (
-            f'<path d="M{start.right:.1f} {start.y:.1f}C{start.right + bend:.1f} {start.y:.1f} '
-            f'{end.left - bend:.1f} {end.y:.1f} {end.left:.1f} {end.y:.1f}" '
-            f'fill="none" stroke="{colour}" stroke-width="{stroke}"{dashes}/>'
-        )
+        colour = INK if bold else LIGHT if thought.status in LEFT else MIST
+        curve = ("M", start.right, start.y, "C", start.right + bend, start.y, end.left - bend, end.y, end.left, end.y)
+        return path(
+            *curve, stroke=colour, stroke_width=2.4 if bold else 0.8 if crowded else 1,
+            stroke_dasharray=None if crowded else DASHES.get(thought.status),
+        )  # fmt: skip
 
     def _thought(self, thought: Thought) -> str:
         place, is_root = self.places[thought.thought_id], thought.thought_id == ROOT_ID
-        text = one_line(self.tree.problem) if is_root else one_line(thought.short)
+        words = one_line(self.tree.problem) if is_root else one_line(thought.short)
         value = show_value(thought.value)
-        says = f"{thought.thought_id} ({thought.status.value}{f', value {value}' if value else ''}): {text}"
-        status = "root" if is_root else thought.status.value
-        kind = "root" if is_root else "thought"
-        parts = [f'<g class="{kind} {status}" data-id={quoteattr(thought.thought_id)}><title>{escape(says)}</title>']
+        says = f"{thought.thought_id} ({thought.status.value}{f', value {value}' if value else ''}): {words}"
+        parts = [tooltip(says)]
         if place.boxed:
-            parts += self._box(thought, place, text or one_line(thought.note), value)
+            parts += self._box(thought, place, words or one_line(thought.note), value)
         else:
-            parts += _dot(thought, place, thought.thought_id in self.bold)
-            if thought in self.told:
-                x, y = (place.left + place.right) / 2, place.y
+            parts.append(_dot(thought, place, thought.thought_id in self.bold))
+            if thought in self.listed:
+                number = str(self.listed.index(thought) + 1)
                 parts.append(
-                    f'<text x="{x:.1f}" y="{y - 7:.1f}" text-anchor="middle" font-weight="bold" fill="{INK}" '
-                    f'stroke="#ffffff" stroke-width="3" paint-order="stroke">{self.told.index(thought) + 1}</text>'
-                )
-        return "".join([*parts, "</g>"])
+                    text(
+                        (place.left + place.right) / 2, place.y - 7, number, text_anchor="middle", font_weight="bold",
+                        stroke=PAPER, stroke_width=3, paint_order="stroke",
+                    )
+                )  # fmt: skip
+        kind = "root root" if is_root else f"thought {thought.status.value}"
+        return group(parts, class_=kind, data_id=thought.thought_id)
 
-    def _box(self, thought: Thought, place: _Place, text: str, value: str) -> list[str]:
+    def _box(self, thought: Thought, place: _Place, words: str, value: str) -> list[str]:
         bold, is_root = thought.thought_id in self.bold, thought.thought_id == ROOT_ID
-        left_out = thought.status in LEFT and not is_root
-        width = place.right - place.left
-        stroke = 2.2 if bold else 1
-        dashes = "" if is_root else DASHES.get(thought.status, "")
-        half = BOX / 2
+        is_grey = thought.status in LEFT and not is_root and not bold
+        width, half = place.right - place.left, BOX / 2
         parts = [
-            f'<rect x="{place.left:.1f}" y="{place.y - half:.1f}" width="{width:.1f}" height="{BOX:g}" rx="4" '
-            f'fill="{"#f1f3f6" if is_root else "#ffffff"}" stroke="{GREY if left_out and not bold else INK}" '
-            f'stroke-width="{stroke}"' + (f' stroke-dasharray="{dashes}"' if dashes else "") + "/>"
-        ]
-        if thought.status is Status.FINAL:  # a second frame
-            parts.append(
-                f'<rect x="{place.left + 2.6:.1f}" y="{place.y - half + 2.6:.1f}" width="{width - 5.2:.1f}" '
-                f'height="{BOX - 5.2:.1f}" rx="2" fill="none" stroke="{INK}" stroke-width="0.7"/>'
+            rect(
+                place.left, place.y - half, width, BOX, rx=4, fill=SHADE if is_root else PAPER,
+                stroke=MIST if is_grey else INK, stroke_width=2.2 if bold else 1,
+                stroke_dasharray=None if is_root else DASHES.get(thought.status),
             )
+        ]  # fmt: skip
+        if thought.status is Status.FINAL:  # a second frame
+            frame = (place.left + 2.6, place.y - half + 2.6, width - 5.2, BOX - 5.2)
+            parts.append(rect(*frame, rx=2, fill="none", stroke=INK, stroke_width=0.7))
         size = FONT - 1 if width < 90 else FONT
         chars = max(3, int((width - 12) / (size * CHAR)))
         room = 0 if not value else len(value) + 1  # the value stands at the end of the second line
-        lines = _wrap(one_line(text, self.max_text or None) if self.max_text else "", chars, max(0, chars - room))
-        colour = f' fill="{GREY_TEXT if left_out and not bold else INK}" font-size="{size}"'
-        weight = ' font-weight="bold"' if bold else ""
-        for number, line in enumerate(lines):
-            y = place.y + (-2.6 if number == 0 else 9.4)
-            parts.append(f'<text x="{place.left + 6:.1f}" y="{y:.1f}"{colour}{weight}>{escape(line)}</text>')
+        lines = _wrap(one_line(words, self.max_text or None) if self.max_text else "", chars, max(0, chars - room))
+        colour = GREY if is_grey else INK
+        for y, line in zip((place.y - 2.6, place.y + 9.4), lines, strict=False):
+            weight = "bold" if bold else None
+            parts.append(text(place.left + 6, y, line, fill=colour, font_size=size, font_weight=weight))
         if value:
-            parts.append(
-                f'<text x="{place.right - 6:.1f}" y="{place.y + 9.4:.1f}" text-anchor="end"{colour} '
-                f'font-weight="bold">{escape(value)}</text>'
-            )
+            end = {"text_anchor": "end", "font_weight": "bold"}
+            parts.append(text(place.right - 6, place.y + 9.4, value, fill=colour, font_size=size, **end))
         return parts
 
     def _legend(self) -> str:
-        """Signs that are in the picture, in words."""
+        """What the signs in this picture mean."""
         used = [status for status in Status if any(t.status is status for t in self.tree if t.thought_id != ROOT_ID)]
-        y = round(self.legend_y, 1)
-        x = MARGIN
-        parts = [f'<g class="legend" fill="{INK}" font-size="{FONT}">']
+        x, y = MARGIN, self.legend_y
+        parts = []
         if self.bold:
-            parts.append(f'<path d="M{x} {y - 3}h22" stroke="{INK}" stroke-width="2.4"/>')
-            parts.append(f'<text x="{x + 27}" y="{y}">{self.path_name}</text>')
+            parts.append(path("M", x, y - 3, "h", 22, stroke=INK, stroke_width=2.4))
+            parts.append(text(x + 27, y, self.path_name))
             x += 27 + len(self.path_name) * FONT * CHAR + 18
         boxes = any(place.boxed for name, place in self.places.items() if name != ROOT_ID)
         dots = any(not place.boxed for place in self.places.values())
         for status in used:
             if boxes:
-                grey = GREY if status in LEFT else INK
-                dashes = f' stroke-dasharray="{DASHES[status]}"' if status in DASHES else ""
-                parts.append(
-                    f'<rect x="{x:.1f}" y="{y - 9}" width="16" height="11" rx="2" fill="none" stroke="{grey}"{dashes}/>'
-                )
+                colour, dashes = MIST if status in LEFT else INK, DASHES.get(status)
+                parts.append(rect(x, y - 9, 16, 11, rx=2, fill="none", stroke=colour, stroke_dasharray=dashes))
                 if status is Status.FINAL:
-                    parts.append(
-                        f'<rect x="{x + 2:.1f}" y="{y - 7}" width="12" height="7" fill="none" stroke="{INK}" '
-                        'stroke-width="0.7"/>'
-                    )
+                    parts.append(rect(x + 2, y - 7, 12, 7, fill="none", stroke=INK, stroke_width=0.7))
                 x += 21
             if dots:
-                parts += _dot(Thought("", None, status=status), _Place(x, x + 2 * DOT, y - 3.5, False), False)
+                parts.append(_dot(Thought("", None, status=status), _Place(x, x + 2 * DOT, y - 3.5, False), False))
                 x += 2 * DOT + 5
-            word = MEANING[status]
-            parts.append(f'<text x="{x:.1f}" y="{y}">{word}</text>')
-            x += len(word) * FONT * CHAR + 18
-        return "".join([*parts, "</g>"])
+            parts.append(text(x, y, MEANING[status]))
+            x += len(MEANING[status]) * FONT * CHAR + 18
+        return group(parts, class_="legend")
 
     def _solution(self) -> list[str]:
-        """The thoughts of the path, one a line."""
+        """The thoughts of the path, each on a line of its own."""
         parts = []
         chars = int((self.width - 2 * MARGIN) / (FONT * CHAR))
-        for number, thought in enumerate(self.told, start=1):
+        for number, thought in enumerate(self.listed, start=1):
             value = show_value(thought.value)
             end = f"  ({value})" if value else ""
             says = f"{number}. {one_line(thought.short or thought.note, max(10, chars - len(end) - 5))}{end}"
-            y = self.legend_y + 8 + number * (LINE + 2)
-            parts.append(f'<text class="step" x="{MARGIN:g}" y="{y:.1f}" fill="{INK}">{escape(says)}</text>')
+            parts.append(text(MARGIN, self.legend_y + 8 + number * (LINE + 2), says, class_="step"))
         return parts
 
 
-def _dot(thought: Thought, place: _Place, bold: bool) -> list[str]:
-    """A small mark; its shape tells the status."""
+def _dot(thought: Thought, place: _Place, bold: bool) -> str:
+    """A small mark; its shape shows the status."""
     x, y, r = (place.left + place.right) / 2, place.y, DOT + (1 if bold else 0)
-    grey = GREY if thought.status in LEFT and not bold else INK
+    grey = MIST if thought.status in LEFT and not bold else INK
     match thought.status:
         case Status.FAILED:
             d = r * math.sqrt(0.5)
-            return [
-                f'<path d="M{x - d:.1f} {y - d:.1f}l{2 * d:.1f} {2 * d:.1f}m0 {-2 * d:.1f}l{-2 * d:.1f} {2 * d:.1f}" '
-                f'stroke="{grey}" stroke-width="1.4" fill="none"/>'
-            ]
+            cross = ("M", x - d, y - d, "l", 2 * d, 2 * d, "m", 0, -2 * d, "l", -2 * d, 2 * d)
+            return path(*cross, stroke=grey, stroke_width=1.4)
         case Status.FINAL:
-            return [
-                f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r:.1f}" height="{2 * r:.1f}" '
-                f'fill="{INK if bold else "#ffffff"}" stroke="{INK}" stroke-width="1.2"/>'
-            ]
+            return rect(x - r, y - r, 2 * r, 2 * r, fill=INK if bold else PAPER, stroke=INK, stroke_width=1.2)
         case _:
-            fill = INK if thought.status is Status.CHOSEN else "#ffffff"
-            dashes = ' stroke-dasharray="1.5 1.2"' if thought.status in DASHES else ""
-            return [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" fill="{fill}" stroke="{grey}" '
-                f'stroke-width="1.1"{dashes}/>'
-            ]
+            fill = INK if thought.status is Status.CHOSEN else PAPER
+            dashes = "1.5 1.2" if thought.status in DASHES else None
+            return circle(x, y, r, fill=fill, stroke=grey, stroke_width=1.1, stroke_dasharray=dashes)
 
 
 def _wrap(text: str, first: int, second: int) -> list[str]:
-    """At most two lines of these lengths, broken between words where that does not waste half a line."""
+    """At most two lines of these lengths. A line is broken between words, unless that would waste half of it."""
     if len(text) <= first:
         return [text]
     cut = text.rfind(" ", 0, first + 1)

@@ -1,4 +1,4 @@
-"""What the page, the picture and the terminal say alike: values, one-line texts, the solution's path."""
+"""What the page, the picture and the terminal share: values, one-line texts, the solution's path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def show_value(value: float | None) -> str:
 
 
 def one_line(text: str, max_len: int | None = None) -> str:
-    """Text of a model without line ends and without anything that a terminal or XML would obey or refuse.
+    """Text of a model without line ends and control characters, which a terminal would obey and XML would refuse.
 
     Args:
         text: any characters.
@@ -39,7 +39,7 @@ def one_line(text: str, max_len: int | None = None) -> str:
 
 
 def children_of(thoughts: Iterable[Thought]) -> dict[str, list[Thought]]:
-    """Children by parent's id, in the order asked for; one pass, where ``ThoughtTree.children`` needs one a thought."""
+    """Children by parent's id, in the order asked for: one pass for all; ``ThoughtTree.children`` needs one each."""
     children: dict[str, list[Thought]] = {}
     for thought in sorted(thoughts, key=lambda t: (t.depth, t.order)):
         if thought.parent_id is not None:

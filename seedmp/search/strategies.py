@@ -1,7 +1,7 @@
 """In which order thoughts are continued: breadth first, depth first, best first, Monte Carlo.
 
-A strategy decides by values and ids alone, never by who was ready first: the same seed gives the same
-tree under any schedule. Values are asked for and thoughts are written by ``SearchRun.expand``.
+A strategy decides by values and ids alone, never by which thought was ready first. So the same seed gives the same
+tree under any schedule. ``SearchRun.expand`` writes thoughts and asks for their values.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Expandable(Protocol):
         ...
 
     async def expand(self, parents: Sequence[Thought]) -> list[Thought]:
-        """Children of several thoughts, valued, in the order asked for; failed and merged ones are left out.
+        """Valued children of several thoughts, in the order asked for. Failed and merged ones are left out.
 
         Final ones are among them; they must not be expanded.
         """
@@ -58,7 +58,11 @@ class Strategy(Protocol):
 
 
 def rank(thoughts: Sequence[Thought]) -> list[Thought]:
-    """Best value first; of equal ones the first children of all parents before second ones; not valued comes last."""
+    """Sort by value, the best first.
+
+    Among equal values the first children of all parents come before the second ones. Thoughts without a value come
+    last.
+    """
     return sorted(thoughts, key=lambda t: (-_worth(t), t.depth, t.order[::-1]))
 
 
@@ -114,7 +118,7 @@ class DFS:
             check_whole("max_children", self.max_children, 1)
 
     async def search(self, run: Expandable) -> None:
-        """Until every thought that is worth it was visited, or a solution."""
+        """Until a solution, or until every thought above the threshold was visited."""
         stack = [run.root]
         while stack and not run.is_over and not (self.stop_at_solution and run.solutions):
             thought = stack.pop()
@@ -261,7 +265,7 @@ def _visit(node: _Visits | None, value: float) -> None:
 
 
 def _add(node: _Visits | None, value: float) -> None:
-    """What a visit that is counted already was worth."""
+    """Add the value of a visit that is counted already."""
     while node is not None:
         node.total += value
         node = node.parent

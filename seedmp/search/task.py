@@ -1,7 +1,7 @@
 """What a task must say so that a tree of thoughts can be searched for it; copy a task and change it.
 
-``docs/search.md`` has a complete example. A task knows prompts, formats and what a thought means; it
-knows nothing of engines, searches or trees beyond the path of thoughts that it is shown.
+``docs/search.md`` has a complete example. A task knows prompts, formats and what a thought means. It knows no
+engines and no searches, and of the tree only the path of thoughts that it is given.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Parsed:
 
     Args:
         text: the thought, cut where it ends.
-        state: what it amounts to; thoughts with equal states are merged. None: never merged.
+        state: the situation after the thought. Thoughts with equal states are merged. None: never merged.
         is_final: whether it claims to solve the problem.
-        label: a few words that say what is new in it, for pictures; empty: its beginning says it.
+        label: a few words that say what is new in it, for pictures. Empty: the text's beginning is shown.
     """
 
     text: str
@@ -78,8 +78,8 @@ class Defaults:
         generate: ``sample`` (one thought a text) or ``propose`` (a thought a line of one text).
         num_thoughts: thoughts asked for of each path.
         temperature: of thoughts.
-        evaluate: ``value``, ``vote``, ``score``, ``self-consistency`` or ``none``; a tuple names them level
-            by level, its last entry holds for all deeper levels.
+        evaluate: ``value``, ``vote``, ``score``, ``self-consistency`` or ``none``. A tuple names one for each level;
+            its last entry holds for all deeper levels.
         num_values: how often a value or a vote is asked for.
         beam: thoughts of a level that go on (breadth first).
         stop_at_solution: whether the first claim ends a search, or all are compared.
@@ -101,17 +101,17 @@ class Defaults:
 
 
 class Task(ABC, Generic[Problem]):
-    """Base class of tasks; ``path`` is always the thoughts from the root's child down to the one meant.
+    """Base class of tasks. ``path`` always has the thoughts from the root's child down to the one that is meant.
 
-    ``describe``, ``thought_ask`` and ``read_thought`` must be written, ``is_correct`` should be. A method that a search
-    does not use need not be: ``load`` is for ``seedmp solve``, ``value_ask`` for the evaluators
-    ``value`` and ``score``, ``vote_ask`` for ``vote``, ``propose_ask`` for the generator ``propose``.
+    Every task needs ``describe``, ``thought_ask`` and ``read_thought``, and should have ``is_correct``. The other
+    methods are needed by some searches only: ``load`` by ``seedmp solve``, ``value_ask`` by the evaluators ``value``
+    and ``score``, ``vote_ask`` by ``vote``, ``propose_ask`` by the generator ``propose``.
 
     Attributes:
         name: as on the command line.
         depth: levels of the tree (T in the papers).
         defaults: how it is searched.
-        value_labels: what an evaluation may answer, with what it counts; higher is better.
+        value_labels: the answers that an evaluation may give, each with its value. Higher is better.
     """
 
     name: ClassVar[str]
@@ -153,7 +153,7 @@ class Task(ABC, Generic[Problem]):
     def read_thought(self, problem: Problem, path: Sequence[Thought], text: str) -> Parsed | None:
         """What a text means as the next thought of a path; None when it is not in the format.
 
-        Must go by what the model wrote alone: whether it is true is for ``is_correct``.
+        It must look only at what the model wrote. ``is_correct`` judges whether that is true.
         """
 
     # --- values ---------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Task(ABC, Generic[Problem]):
         return None
 
     def path_value(self, parent_value: float | None, value: float) -> float:
-        """What a path is worth, from its parent's worth (None at the top) and its last thought's own value.
+        """Value of a path, from its parent's value (None at the top) and its last thought's own value.
 
         By default the last thought's value alone.
         """
@@ -190,11 +190,11 @@ class Task(ABC, Generic[Problem]):
     # --- outcome --------------------------------------------------------------------------------
 
     def answer(self, problem: Problem, path: Sequence[Thought]) -> str:
-        """What the path says in the end; equal answers agree (self-consistency)."""
+        """The path's final answer, as text. Self-consistency counts equal answers."""
         return path[-1].text if path else ""
 
     def is_correct(self, problem: Problem, path: Sequence[Thought]) -> bool | None:
-        """Whether a path truly solves the problem; None, as by default, when nobody can tell. No search uses it."""
+        """Whether a path truly solves the problem. None (the default) when that is unknown. No search uses it."""
         return None
 
     def score(self, problem: Problem, path: Sequence[Thought]) -> Mapping[str, Any]:

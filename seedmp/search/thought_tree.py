@@ -23,7 +23,7 @@ class Status(enum.Enum):
     RUNNING = "running"  # being generated or valued
     OPEN = "open"  # valued, may be continued
     CHOSEN = "chosen"  # continued by the search
-    PRUNED = "pruned"  # looked at and left
+    PRUNED = "pruned"  # valued, but not continued
     FINAL = "final"  # claims to be a solution
     MERGED = "merged"  # equal to another thought, which goes on for both
     FAILED = "failed"  # not in the task's format, or its request failed; ``note`` says why
@@ -38,8 +38,8 @@ class Thought:
         thought_id: ``root``, or the way down from it: ``0.2`` is the third child of the first child.
         parent_id: of the thought that it continues; None at the root.
         text: what the model wrote, cut where the task says.
-        label: a few words for it where there is no room for the text; empty: the text's beginning will do.
-        state: what the thought amounts to; equal states are one thought. The task defines it.
+        label: a few words, for places without room for the text. Empty: the text's beginning is shown.
+        state: the situation after the thought, as the task defines it. Thoughts of equal state are merged.
         value: higher is better; None when not valued.
         status: see ``Status``.
         is_final: whether it claims to be a solution.
@@ -76,7 +76,7 @@ class Thought:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Sorts thoughts as they were asked for, whoever finished first."""
+        """Sort key: the order in which thoughts were asked for, not in which they finished."""
         return () if self.thought_id == ROOT_ID else tuple(int(part) for part in self.thought_id.split("."))
 
     def child_id(self, index: int) -> str:
@@ -155,7 +155,7 @@ class ThoughtTree:
     def to_plain(self, *, timings: bool = True) -> dict[str, Any]:
         """A JSON-able dictionary; without timings it is a function of the seed alone.
 
-        Values then have two decimals: a forward rounds the sixth one as its rows happened to be packed.
+        Values then have two decimals, because the sixth decimal depends on which rows were packed into a forward.
         """
         rows = []
         for thought in self:

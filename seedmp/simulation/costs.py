@@ -1,4 +1,4 @@
-"""What a machine pays for the steps of a round, and how often drafts are accepted: the format of ``costs.json``.
+"""Times of the steps of a round on a machine, and how often drafts are accepted: the format of ``costs.json``.
 
 Written by ``seedmp profile`` (from a run) and by ``measure`` (in one process); read by ``seedmp simulate``.
 """
@@ -21,7 +21,7 @@ MAX_POINTS = 4096
 
 @dataclass(frozen=True)
 class Curve:
-    """Milliseconds by size: straight lines between the points, the last slope beyond them, flat before the first.
+    """Milliseconds by size. Straight lines between the points; beyond them the last slope goes on; flat before them.
 
     Args:
         sizes: [P] > 0, increasing.
@@ -54,7 +54,7 @@ class Curve:
         return ms[right - 1] + slope * (size - sizes[right - 1])
 
     def less(self, ms: Sequence[float]) -> Curve:
-        """Each point so much lower, and not below 0."""
+        """The curve with each point lower by this time, but not below 0."""
         return Curve(self.sizes, tuple(max(0.0, old - cut) for old, cut in zip(self.ms, ms, strict=True)))
 
     @classmethod
@@ -85,13 +85,13 @@ class Costs:
         draft: one layer of drafting (a forward and choosing children), by rows.
         forward_overhead_ms: of the verifier, for each forward.
         branch_overhead_ms: of the verifier, for each branch in a forward (accept rule, commit, messages).
-        draft_overhead_ms: of a draft, for each round of drafting, however many layers and branches.
+        draft_overhead_ms: of a draft, for each round of drafting, for any number of layers and branches.
         message_ms: one way, from a send to when the other side has decoded it.
-        context_ms: a forward's further time for each row and 1000 tokens of context before it.
+        context_ms: time that a forward takes in addition, for each row and 1000 tokens of context before the row.
         target_threads, draft_threads: cores that a forward keeps busy.
         cores: of the machine; 0 when nothing competes for them.
         acceptance: [depth][child] probability that a child is accepted, given that its parent was and that its
-            earlier siblings were not; the last depth goes on, further children are not accepted.
+            earlier siblings were not. The last depth holds for all deeper ones. Further children are never accepted.
         where: what it was measured on, for people.
     """
 
@@ -122,7 +122,7 @@ class Costs:
             raise ConfigError(f"acceptance {self.acceptance!r}: one row a depth, of probabilities from 0 to 1")
 
     def target_ms(self, rows: float, context_len: int) -> float:
-        """A forward of so many rows, each after so many tokens."""
+        """Milliseconds of a forward of ``rows`` rows, each after a context of ``context_len`` tokens."""
         return self.target.at(rows) + self.context_ms * rows * context_len / 1000
 
     def accepts(self, depth: int, child: int) -> float:
@@ -134,7 +134,7 @@ class Costs:
         return replace(self, acceptance=tuple(tuple(float(p) for p in row) for row in acceptance))
 
     def with_overheads(self, of_run: Costs) -> Costs:
-        """Prices of models alone, with what a profiled run paid around them."""
+        """Prices of the models alone, joined with the overheads of a profiled run."""
         return replace(
             self,
             forward_overhead_ms=of_run.forward_overhead_ms,
@@ -200,9 +200,10 @@ def chain_acceptance(mean_accepted: float, depth: int) -> float:
     return low
 
 
-# For trying the simulator out: a target of 134M parameters in bfloat16 with 2 threads on 2 cores, measured up to 32
-# rows while the library was designed, before linear layers were prepacked; a layer of drafting, the overheads and the
-# acceptance of a chain are of the bundled pair on GSM8K then. More rows, and the second child, are assumed.
+# For trying the simulator. The target has 134M parameters in bfloat16, with 2 threads on 2 cores. It was measured up
+# to 32 rows while the library was designed, before linear layers were prepacked. A layer of drafting, the overheads and
+# the acceptance of a chain are those of the bundled pair on GSM8K at that time. More rows, and the second child, are
+# assumed.
 EXAMPLE = Costs(
     Curve((1, 8, 16, 32, 128, 512), (14.9, 15.3, 18.4, 27.6, 83.0, 310.0)),
     Curve((1, 4, 16, 64, 256), (1.6, 1.8, 2.4, 5.0, 15.0)),

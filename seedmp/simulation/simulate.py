@@ -1,9 +1,10 @@
 """The scheduler's own code under a virtual clock: what a setting would reach, without models or processes.
 
 Each verifier is what ``workers/verifier.py`` is: it takes in what has arrived, lets its ``Scheduler`` decide, sends
-draft tasks, runs one forward, commits. Drafts serve all tasks that they find, together. Times come from ``Costs``,
-what is accepted from its law, by noise addressed by (seed, branch, position): settings are compared on the same luck.
-Processes that share cores or a GPU slow each other down: all go on at capacity ÷ demand.
+draft tasks, runs one forward and commits. A draft serves all tasks that it finds in one round. Times come from
+``Costs``. What is accepted is drawn from its law, by noise addressed by (seed, branch, position), so all settings have
+the same luck.
+Processes that share cores or a GPU slow each other down: all run at capacity ÷ demand.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ class Simulation:
 
 
 class _Draft:
-    """A draft process: all tasks that are there when it is free make one round."""
+    """A draft process. When it is free, all tasks that wait for it make one round."""
 
     def __init__(self, worker_id: int, group: _Group) -> None:
         self.worker_id, self.group = worker_id, group
@@ -271,7 +272,7 @@ class _Group:
     # --- the verifier's loop ---
 
     def deliver(self, event: events.Event) -> None:
-        """A draft sends something; the verifier sees it a message later, if it is not in a forward."""
+        """A draft sends something. The verifier reads it one message time later, unless it is in a forward."""
 
         def arrive() -> None:
             self.inbox.append(event)
@@ -281,7 +282,7 @@ class _Group:
         self.clock.at(self.clock.now_ms + self.costs.message_ms, arrive)
 
     def turn(self) -> None:
-        """What came, a decision, what follows from it."""
+        """Read what arrived, let the scheduler decide, and carry out its orders."""
         if self.is_busy:
             return
         received, self.inbox = self.inbox, []
@@ -309,7 +310,7 @@ class _Group:
         def computed() -> None:
             elapsed_ms = self.clock.now_ms - start_ms
             self.forward_ms += elapsed_ms
-            # One thread of the verifier's does the rest; it is short, and is not stretched by others.
+            # One thread of the verifier does the rest. It is short, so the model does not let others slow it down.
             self.clock.at(self.clock.now_ms + overhead_ms, lambda: decided(elapsed_ms))
 
         def decided(elapsed_ms: float) -> None:
@@ -342,7 +343,7 @@ class _Group:
     # --- acceptance ---
 
     def _verdict(self, s: actions.Segment) -> events.Outcome:
-        """Walk the tree: the child whose turn it is is accepted with the law's probability."""
+        """Walk the tree. Each child is accepted with the law's probability when its turn comes."""
         position = s.position + len(s.chain_ids)
         luck = random.Random((self.work.seed << 44) ^ (s.branch_id << 22) ^ position)
         accepted: list[int] = []
@@ -366,7 +367,7 @@ class _Group:
         return self._shapes[children]
 
     def tree_of(self, branch_id: int, children: tuple[int, ...]) -> TokenTree:
-        """A branch's proposals hold tokens of its own, so that no two branches seem to share a text."""
+        """The proposals of a branch have tokens of its own, so that no two branches seem to share a text."""
         key = branch_id, children
         if key not in self._trees:
             shape = self.shape(children)
@@ -377,7 +378,7 @@ class _Group:
 
 
 def _pairs(segments: tuple[actions.Segment, ...], shared_len: int) -> int:
-    """(row, context token) pairs that are attended for: every row with all contexts, or branch by branch."""
+    """(row, context token) pairs of the attention: every row with all contexts, or branch by branch."""
     rows = [len(s.chain_ids) + len(s.tree) for s in segments]
     contexts = [len(s.context_slots) for s in segments]
     by_branch = sum(a * b for a, b in zip(rows, contexts, strict=True)) + COLUMN_COST * sum(contexts) + MIN_SAVED

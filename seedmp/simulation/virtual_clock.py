@@ -14,10 +14,11 @@ MAX_EVENTS = 50_000_000
 
 @dataclass
 class Resource:
-    """Cores or a GPU. Jobs progress alike, at capacity ÷ demand if that is less than 1.
+    """Cores or a GPU. All jobs run at the same speed, which is capacity ÷ demand if that is less than 1.
 
-    While a job of several threads is among them, all go at the speed of the fullest core, as such a job waits for its
-    slowest thread. Right for whole cores and few jobs besides; with a fraction of a core, or many cores, too harsh.
+    While one of the jobs has several threads, all run at the speed of the fullest core, because such a job waits for
+    its slowest thread. This is right for whole cores and few other jobs. With a fraction of a core, or with many
+    cores, it is too slow.
     """
 
     capacity: float
@@ -25,7 +26,7 @@ class Resource:
     teams: int = 0  # jobs of several threads
     progress_ms: float = 0.0  # work that a job present all the time would have done
     at_ms: float = 0.0
-    version: int = 0  # of the rate; completions planned at an older one are void
+    version: int = 0  # number of the current rate; completions planned at an older rate are void
     jobs: list[tuple[float, int, int, Callable[[], None]]] = field(default_factory=list)  # by the end's progress
 
     def advance(self, now_ms: float) -> None:
@@ -40,7 +41,7 @@ class Resource:
 
 
 class VirtualClock:
-    """Virtual time: what happens next, and work whose end depends on who else works."""
+    """Virtual time: what happens next, and work whose end depends on other work at the same time."""
 
     def __init__(self) -> None:
         self.now_ms = 0.0
@@ -60,7 +61,7 @@ class VirtualClock:
         heapq.heappush(self._due, (max(when_ms, self.now_ms), self._order, what))
 
     def work(self, resource: Resource, threads: int, cost_ms: float, done: Callable[[], None]) -> None:
-        """Call ``done`` when so much work was done."""
+        """Call ``done`` when this amount of work is done."""
         resource.advance(self.now_ms)
         self._order += 1
         heapq.heappush(resource.jobs, (resource.progress_ms + cost_ms, self._order, threads, done))

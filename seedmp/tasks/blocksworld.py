@@ -24,7 +24,7 @@ from seedmp.tasks.jsonl import FieldError, check_limit, read_problems, text_fiel
 COLOURS = ("red", "blue", "orange", "yellow", "white")  # a problem of n blocks has the first n
 MIN_BLOCKS = 3
 DEFAULT_NUM_PROBLEMS = 8
-MANY_STEPS = 10  # what "many" counts as, and "Steps left" knows no more
+MANY_STEPS = 10  # number of steps that "many" stands for; "Steps left" has no larger number
 MAX_PATH_WORDS = 310  # of a prompt; where a path gets longer, its last state begins a new one, as in training
 
 _FACT = re.compile(
@@ -238,8 +238,8 @@ def shortest_plan_len(init: State, goal_text: str) -> int | None:
 class Blocksworld(Task[BlocksworldProblem]):
     """For the bundled pair: a thought is a line of thinking, an action and the state after it, three lines.
 
-    The search goes by the states that the model writes; that they follow from the actions, and that the
-    actions are legal, is for ``is_correct``.
+    The search uses the states that the model writes. ``is_correct`` checks that the actions are legal and that the
+    states follow from them.
 
     Args:
         depth: actions of a plan at most.
@@ -269,7 +269,7 @@ class Blocksworld(Task[BlocksworldProblem]):
         return parse_state(problem.init_text).text()
 
     def thought_ask(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> Ask:
-        # The first words of the line after a state end it: two tokens that are thrown away.
+        # The first words of the line after a state end the text. They are two tokens, which are thrown away.
         stop = ("\nThink", "\nSteps left", "\nDone")
         return Ask(_path_prompt(problem, path), max_tokens=128, stop=stop)
 
@@ -282,7 +282,7 @@ class Blocksworld(Task[BlocksworldProblem]):
         return self._parsed(problem, lines[1].removeprefix("Action: "), lines[2].removeprefix("State: "), lines[0])
 
     def value_ask(self, problem: BlocksworldProblem, path: Sequence[Thought]) -> Ask:
-        """Steps left from the last state, whatever led to it."""
+        """Ask for the steps left from the last state. The path before it does not matter."""
         state_text = path[-1].state if path else problem.init_text
         prompt = evaluation_prompt(problem.goal_text, state_text)
         return Ask(prompt, max_tokens=2, choices=tuple(self.value_labels))
@@ -349,7 +349,7 @@ class BlocksworldChat(Blocksworld):
         return Ask(prompt, max_tokens=224, stop=("\n\n", "\nAction"), regex=thought_regex(problem))
 
     def read_thought(self, problem: BlocksworldProblem, path: Sequence[Thought], text: str) -> Parsed | None:
-        """The first two lines, whatever stands around them."""
+        """The first two lines, without list marks and labels around them."""
         lines = [line.lower() for line in plain_lines(text, "action", "next action", "first action", "state", "step")]
         if len(lines) < 2:
             return None
@@ -401,7 +401,7 @@ def is_plan(problem: BlocksworldProblem, actions: Sequence[str]) -> bool:
 
 
 def _path_prompt(problem: BlocksworldProblem, path: Sequence[Thought]) -> str:
-    """The path as one document; where it would get longer than the pair was trained on, a new one begins."""
+    """The path as one document. A new one begins where it would be longer than the pair's training texts."""
     prompt = thought_prompt(problem.goal_text, problem.init_text)
     num_words = _num_words(problem.goal_text, problem.init_text)
     for thought in path:

@@ -22,7 +22,7 @@ def conversation(*contents: str, answer_prefix: str = "") -> Chat:
 
 
 def plain_lines(text: str, *labels: str) -> list[str]:
-    """Lines that say something, without what chat models put around them.
+    """Lines with content, without the marks and labels that chat models put around them.
 
     Args:
         text: an answer.

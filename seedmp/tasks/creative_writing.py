@@ -49,13 +49,13 @@ def paragraphs_of(passage: str) -> list[str]:
 
 
 def endings_kept(passage: str, sentences: Sequence[str]) -> int:
-    """How many paragraphs end with the sentence that is theirs by number; blanks and kinds of quotes do not count."""
+    """Number of paragraphs that end with their own sentence. Blanks and kinds of quotes are ignored."""
     pairs = zip(paragraphs_of(passage), sentences, strict=False)
     return sum(_ends_with(_normal(paragraph), _normal(sentence)) for paragraph, sentence in pairs)
 
 
 def split_sentences(line: str) -> tuple[str, ...]:
-    """The sentences of a line; while they are fewer than four, fragments without a period are looked for."""
+    """The sentences of a line. If there are fewer than four, fragments without a period count as sentences."""
     sentences = _BOUNDARY.split(line.strip())
     while len(sentences) < NUM_SENTENCES:
         cut = next((idx for idx, sentence in enumerate(sentences) if _FRAGMENT_END.search(sentence)), None)
@@ -82,7 +82,7 @@ def load_creative_writing(path: Path | None = None, limit: int | None = None) ->
 
 
 class CreativeWriting(Task[CreativeWritingProblem]):
-    """For the bundled pair: plans are voted on, passages valued by the endings that the model says were kept."""
+    """For the bundled pair. Plans are voted on. A passage is valued by how many endings the model says it kept."""
 
     name = "creative_writing"
     depth = 2
@@ -114,7 +114,7 @@ class CreativeWriting(Task[CreativeWritingProblem]):
         return Ask(prompt, max_tokens=2, choices=labels)
 
     def vote_ask(self, problem: CreativeWritingProblem, paths: Sequence[Sequence[Thought]]) -> Ask:
-        """Vote on plans; passages side by side are longer than the pair can read."""
+        """Vote on plans. Passages cannot be voted on: several of them are longer than the pair can read."""
         if any(len(path) != 1 for path in paths):
             raise ConfigError(f"task {self.name!r}: the bundled pair votes on plans only; value passages by 'score'")
         plans = "".join(f"\nPlan {number}:{path[0].text}" for number, path in enumerate(paths, 1))
@@ -203,7 +203,7 @@ def _normal(text: str) -> str:
 
 
 def _ends_with(paragraph: str, sentence: str) -> bool:
-    """At a word's beginning: ``He went out`` does not end with ``out``'s last letters."""
+    """Whether the ending begins at a word's beginning: ``He went out`` does not end with ``ut``."""
     head = paragraph.removesuffix(sentence)
     return len(head) < len(paragraph) and not head[-1:].isalnum()
 

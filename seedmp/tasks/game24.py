@@ -190,12 +190,12 @@ class Game24(Task[Game24Problem]):
         return self._read_line(path, line, line)
 
     def value_ask(self, problem: Game24Problem, path: Sequence[Thought]) -> Ask:
-        """The judgement of the last step; an answer is worth what the numbers are that it was made from."""
+        """Ask for a judgement of the last step. An answer is judged by the numbers that it was made from."""
         judged = path[: NUM_NUMBERS - 1]
         return Ask(f"{_written(problem, judged)}\nJudge:", max_tokens=4, choices=tuple(self.value_labels))
 
     def path_value(self, parent_value: float | None, value: float) -> float:
-        """The product along the path: numbers that were hopeless do not get better by a step that looks good."""
+        """The product along the path: after a hopeless step, a step that looks good does not help."""
         return value if parent_value is None else parent_value * value
 
     def answer(self, problem: Game24Problem, path: Sequence[Thought]) -> str:
@@ -204,7 +204,7 @@ class Game24(Task[Game24Problem]):
         return "; ".join(thought.text.split("(")[0].strip() for thought in path)
 
     def is_correct(self, problem: Game24Problem, path: Sequence[Thought]) -> bool:
-        """Whether the expression gives 24 from the very numbers; without one, whether all steps are true and do."""
+        """Whether the expression makes 24 from the given numbers; without one, whether all steps are true and do."""
         if len(path) != self.depth:
             return False
         if len(path) == NUM_NUMBERS:
@@ -237,7 +237,7 @@ class Game24(Task[Game24Problem]):
             return None
         is_final = len(path) + 1 == self.depth and step.left == WON
         state = _words(step.left)
-        if len(step.left) == 1:  # what comes now, the expression or the verdict, depends on the steps themselves
+        if len(step.left) == 1:  # the expression or the judgement that follows depends on the steps themselves
             state = "; ".join([*(thought.text.strip() for thought in path), step.text])
         return Parsed(step.text if step_text is None else step_text, state, is_final)
 
@@ -336,7 +336,7 @@ class Game24Chat(Game24):
 
 
 def _is_answer(num_thoughts: int) -> bool:
-    """Whether the thought after so many is the expression."""
+    """Whether the thought after ``num_thoughts`` others is the expression."""
     return num_thoughts == NUM_NUMBERS - 1
 
 
@@ -354,7 +354,7 @@ def _line_ask(question: str, answer_prefix: str, regex: str) -> Ask:
 
 
 def _step_regex(path: Sequence[Thought]) -> str:
-    """A step, true or not, that leaves as many numbers as a step must here; numbers may be fractions."""
+    """A step, true or not, that leaves the right number of numbers. They may be fractions."""
     number = r"-?[0-9]{1,5}(/[0-9]{1,3})?"
     left = f"{number}( {number}){{{NUM_NUMBERS - 2 - len(path)}}}"
     return rf"{number} [-+*/] {number} = {number} \(left: {left}\)"

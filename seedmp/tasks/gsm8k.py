@@ -75,9 +75,9 @@ def final_number(text: str) -> int | None:
 
 
 class Gsm8k(Task[Gsm8kProblem]):
-    """For the bundled pair: a thought is a line, the last one all that is left of the solution.
+    """For the bundled pair. A thought is a line; the last thought is the whole rest of the solution.
 
-    Solutions that agree speak for each other (self-consistency); equal lines are therefore not merged.
+    Self-consistency counts solutions that agree. Therefore equal lines are not merged.
 
     Args:
         depth: thoughts of a path at most.

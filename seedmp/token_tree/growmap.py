@@ -24,7 +24,7 @@ class Growmap:
     """The shape of a static token tree.
 
     Args:
-        num_children: [size] children of each node in breadth-first order, which says it all:
+        num_children: [size] children of each node in breadth-first order. This determines the shape:
             (2, 1, 0, 0) is a root with two children, of which the first has a child.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from seedmp.drawing import BLUE, GREY, PAPER, SILVER, circle, document, path, text
 from seedmp.token_tree.growmap import Growmap
 
 _STEP_X, _STEP_Y, _MARGIN = 22, 46, 40
@@ -45,15 +46,7 @@ def draw_svg(growmap: Growmap) -> str:
         return _MARGIN + 40 + _STEP_X * column[node_id], _MARGIN + _STEP_Y * growmap.depths[node_id]
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
-        f"<title>growmap: {growmap.size} nodes, {len(growmap.levels)} levels</title>",
-        "<style>text{font:10px sans-serif;fill:#223;text-anchor:middle;dominant-baseline:central}"
-        ".w{fill:#789;text-anchor:start}path{fill:none;stroke:#9ab;stroke-width:1.2}"
-        "circle{fill:#fff;stroke:#357;stroke-width:1.4}.root{fill:#357}.root+text{fill:#fff}</style>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-    ]
-    parts += [
-        f'<text class="w" x="8" y="{_MARGIN + _STEP_Y * depth}">{len(level)}</text>'
+        text(8, _MARGIN + _STEP_Y * depth, str(len(level)), fill=GREY, dominant_baseline="central")
         for depth, level in enumerate(growmap.levels)
     ]
     for node_id, children in enumerate(growmap.children):
@@ -61,14 +54,17 @@ def draw_svg(growmap: Growmap) -> str:
         for child in children:
             to_x, to_y = at(child)
             middle = (y + to_y) / 2
-            parts.append(f'<path d="M{x:g} {y:g}C{x:g} {middle:g} {to_x:g} {middle:g} {to_x:g} {to_y:g}"/>')
+            curve = ("M", x, y, "C", x, middle, to_x, middle, to_x, to_y)
+            parts.append(path(*curve, stroke=SILVER, stroke_width=1.2))
     for node_id in range(growmap.size):
         x, y = at(node_id)
-        root = ' class="root"' if node_id == 0 else ""
-        parts.append(f'<circle{root} cx="{x:g}" cy="{y:g}" r="{radius:g}"/>')
+        is_root = node_id == 0
+        parts.append(circle(x, y, radius, fill=BLUE if is_root else PAPER, stroke=BLUE, stroke_width=1.4))
         if labelled:
-            parts.append(f'<text x="{x:g}" y="{y:g}">{node_id}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+            colour = {"fill": PAPER} if is_root else {}
+            parts.append(text(x, y, str(node_id), text_anchor="middle", dominant_baseline="central", **colour))
+    title = f"growmap: {growmap.size} nodes, {len(growmap.levels)} levels"
+    return document(width, height, parts, title=title, font_size=10)
 
 
 def _columns(growmap: Growmap) -> list[int]:

@@ -1,7 +1,7 @@
 """Growmaps as files: the published six-key ``.pt`` layout and a JSON form of our own.
 
-The six keys of ``.pt`` say the same thing several times over. All are written, and on reading all
-are compared with the shape, so a file that is taken is one that its other readers understand alike.
+The six keys of ``.pt`` describe one shape in several ways. All are written. On reading, all are compared with the
+shape, so other readers understand an accepted file as we do.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def save_growmap(growmap: Growmap, path: str | Path) -> None:
 
 
 def check_output(path: Path, suffixes: tuple[str, ...] = ()) -> None:
-    """Refuse an output file early, before the work whose result it is to hold.
+    """Refuse an output file before the work begins whose result it shall hold.
 
     Raises:
         ConfigError: a suffix that is not allowed, no such folder, or not writable.
@@ -251,7 +251,7 @@ def _check_size(path: Path) -> None:
 
 
 def _check_lists(key: str, value: object, max_len: int) -> None:
-    """Type and size of a list of lists of numbers; the values are compared with what they should be."""
+    """Check type and size of a list of lists of numbers. Their values are compared later."""
     if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
         raise ConfigError(f"{key} is no list of lists")
     if len(value) > max_len or sum(map(len, value)) > MAX_GROWMAP_SIZE:
@@ -261,7 +261,7 @@ def _check_lists(key: str, value: object, max_len: int) -> None:
 
 
 def _check_tensor(key: str, value: object, shape: tuple[int, ...]) -> None:
-    """Before anything is computed with it: a damaged one may claim any shape."""
+    """Check a tensor before it is used: a damaged file may claim any shape."""
     import torch
 
     if not isinstance(value, torch.Tensor):

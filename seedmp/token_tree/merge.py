@@ -1,13 +1,13 @@
 """Equal siblings of an independently drawn tree as one node (``static_tree`` makes them), without changing the law.
 
-Independent draws repeat themselves: of three children two may be one token, and each copy would cost a
-row of both models. Rule C tries children in the order of drawing, and a draw that repeats a rejected
-token matters: it is rejected for certain (nothing of that token is left in the residual), and the
-draft's law is then subtracted once more. So the copies become one node, but every draw stays a trial.
+Independent draws repeat themselves. Of three children two may be the same token, and each copy would cost a row of
+both models. So the copies become one node. But every draw stays a trial of rule C, which tries children in the order
+of drawing: a draw that repeats a rejected token is rejected for certain, because nothing of that token is left in the
+residual, and then the draft's law is subtracted once more.
 
-The copies' own children become children of that one node, in the order of the tree. They were drawn
-independently from one law, whatever their elder siblings' trials came to, so rule C stays lossless; and
-it accepts no less, since without merging a second copy's children are never reached.
+The copies' own children become children of that one node, in the order of the tree. They were drawn independently from
+one law, and their elder siblings' trials do not change that, so rule C stays lossless. It accepts no less than without
+merging, where the children of a second copy are never reached.
 """
 
 from __future__ import annotations

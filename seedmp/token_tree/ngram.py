@@ -1,6 +1,6 @@
-"""Prompt lookup as a tree: what came after these words before, here or in a sibling's text.
+"""Prompt lookup as a tree: it proposes what followed the last tokens earlier, in this text or in a sibling's.
 
-Branches of one reasoning tree repeat each other and their prompt, so the text itself is a draft model.
+Branches of one reasoning tree repeat each other and their prompt. So the texts themselves serve as a draft model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from seedmp.token_tree.tree import EMPTY_TREE, NO_PARENT, ProposalKind, TokenTre
 # less than 5 % for bases of 2 to 8 and decays of 0.6 to 0.95.
 # A match one token longer weighs as much as this many shorter ones.
 MATCH_BASE = 4.0
-# How much of a match's worth is left one token further on: makes room for second opinions near the root.
+# Share of a match's weight that is left one token further on. It makes room for other matches near the root.
 DEPTH_DECAY = 0.8
 # Occurrences that are followed up, the best ones: a newline may have thousands.
 MAX_OCCURRENCES = 64
@@ -70,10 +70,10 @@ def propose_ngram_tree(
 ) -> TokenTree:
     """Continuations of earlier occurrences of the text's last tokens, merged into one tree.
 
-    An occurrence whose last j tokens are the text's (j cut at ``max_ngram``) weighs MATCH_BASE ** j: the longer the
-    context, the surer its continuation. A node weighs the sum over occurrences that pass through it, so
-    frequency counts too, times DEPTH_DECAY ** depth. The heaviest nodes are kept; among equals
-    the nearest to the root, then the one from the most recent text.
+    An occurrence that agrees with the text in its last j tokens (at most ``max_ngram``) weighs MATCH_BASE ** j: the
+    longer the context, the surer its continuation. A node weighs the sum over the occurrences that pass through it,
+    times DEPTH_DECAY ** depth. So frequency counts, too. The heaviest nodes are kept. Among equal ones the nearest to
+    the root is kept, then the one from the most recent text.
 
     Args:
         token_ids: [L] the branch's text so far, prompt included; integer arrays spare a copy.

@@ -51,7 +51,7 @@ class AdaptiveShape:
 
     @property
     def max_drafted(self) -> int:
-        """Nodes that are run forward at most: those of a layer are kept at that time, and so are their ancestors."""
+        """The most nodes that are run forward. When a layer is run, its nodes and their ancestors are kept nodes."""
         depths = range(1, min(self.max_depth, self.nodes + 1))
         return sum(min(self.layer_width, self.nodes - depth + 1) for depth in depths)
 
@@ -116,10 +116,10 @@ class GrownTree:
 
 
 class AdaptiveTreeBuilder:
-    """Grows one tree. Give ``add_layer`` the root's row first, then those of each ``layer`` until it is None.
+    """Grows one tree. Give ``add_layer`` the root's row first, then the rows of each ``layer`` until it is None.
 
-    Only nodes that are among the best ``nodes`` so far are drafted further. The others cannot come
-    back, nor can what is below them, so the tree is the one that drafting whole layers would give.
+    Only nodes that are among the best ``nodes`` so far are drafted further. The others cannot become one of the best
+    again, nor can the nodes below them. So the tree is the same as if whole layers were drafted.
 
     Ties: larger p_hat, then the shallower layer, then the row, then the earlier candidate (of a dense
     row the smaller token id). So equal numbers give equal trees on every machine.

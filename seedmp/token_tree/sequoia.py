@@ -30,9 +30,9 @@ def parse_acceptance(values: object, ends_with_none: bool | None = None, name: s
         values: [B + 1], [B + 2], [K, B + 1] or [K, B + 2] numbers in [0, 1]; entry 0 is 0, entry b
             the probability that the b-th child drawn at a node is the accepted one, and a last entry
             may be the probability that none is. Row k is for children of nodes of depth k.
-        ends_with_none: whether the last entry is P(none). Sequoia's test_accept.py writes one, its
-            fast_test.py writes none, and its tree_search.py drops the last entry of either, so losing
-            the widest branch of the latter. None looks: with P(none) a row sums to 1.
+        ends_with_none: whether the last entry is P(none), the probability that no child is accepted. Sequoia's
+            test_accept.py writes it, and its fast_test.py does not. (Its tree_search.py always drops the last entry,
+            so it loses the widest branch of fast_test.py's vectors.) None finds out: with P(none) a row sums to 1.
 
     Returns:
         [K, B + 1] float64 without P(none); K is 1 for a single vector.
@@ -193,8 +193,8 @@ def choose_by_budget(
 ) -> BudgetChoice:
     """The published hardware-aware choice: least (levels * draft_time + target_time) / expected tokens.
 
-    It charges one draft forward for each level, the leaves' too, of one price whatever the width, and
-    knows one branch. ``tree_cost.choose_tree`` is our own choice, without these limits.
+    It charges one draft forward for each level, the leaves' level too. A forward has one price for any width, and there
+    is one branch. ``tree_cost.choose_tree`` is our own choice, without these limits.
 
     Args:
         table: of all budgets.

@@ -28,8 +28,8 @@ class GrownStaticTree:
 class StaticTreeBuilder:
     """Grows one tree. Give ``add_layer`` the children of the nodes of ``layer``, the root's first, until it is None.
 
-    Equal siblings of an IID tree become one node at once, before it is run forward (``merge`` says why the law
-    stays): a node drawn j times gets the children of all j copies, drawn from its one row.
+    Equal siblings of an IID tree become one node before it is run forward. A node that was drawn j times gets the
+    children of all j copies, drawn from its one row. ``merge`` explains why the law of the output stays the same.
 
     Invariants:
         node_idxs and num_children have an entry for each row of ``layer``; those of the root for the first.
@@ -58,8 +58,8 @@ class StaticTreeBuilder:
         """Take the children of each node of ``layer``.
 
         Args:
-            children: [R] token ids in the order of drawing, ``num_children`` of each; fewer where
-                the draft has no more tokens to choose from, and then what would hang below is left out.
+            children: [R] token ids in the order of drawing, ``num_children`` of each. There may be fewer where the
+                draft has no more tokens to choose from. Then the nodes below the missing ones are left out.
 
         Returns:
             the nodes to run forward next, or None when the tree is done.

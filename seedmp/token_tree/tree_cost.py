@@ -102,7 +102,7 @@ class TreeOption:
 
 @dataclass(frozen=True)
 class TreeChoice:
-    """The option of most predicted tokens/s, and all options by size, then depth.
+    """The option with the most predicted tokens/s, and all options by size, then depth.
 
     The first option is the tree of the root alone, plain decoding: where it is best, speculation does not pay.
     """
@@ -120,11 +120,11 @@ def choose_tree(
     sizes: Sequence[int] = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64),
     max_levels: int = 12,
 ) -> TreeChoice:
-    """Sequoia's hardware-aware choice with what we have besides: level widths, branches, drafts, policies.
+    """Sequoia's hardware-aware choice, extended by level widths, branches, drafts and policies.
 
     Args:
         acceptance: [K, B + 1] of ``sequoia.parse_acceptance``.
-        draft_time, target_time: seconds of one forward of so many rows, > 0.
+        draft_time, target_time: seconds of one forward, as a function of its number of rows; > 0.
         sizes: nodes with the root to try; plain decoding is always among them.
 
     Raises:

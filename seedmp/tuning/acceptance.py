@@ -1,7 +1,8 @@
 """How often a drafted child is accepted: from runs (dynamic), or from both models' laws along texts (teacher-forced).
 
-A run tells what happened in its rounds, by depth. Laws along a text tell every way of drafting from one forward of
-each model, but weigh all positions alike and know no depth. What a run saw too seldom is taken from there.
+A run counts what happened in its rounds, by depth. The laws along a text give the rates for every way of drafting, from
+one forward of each model. But they weigh all positions alike and know no depth. Rates that a run saw too seldom are
+taken from the laws.
 Dimension letters: P positions, V vocabulary, B children of a node, K depths.
 """
 
@@ -25,7 +26,7 @@ from seedmp.sampling import Noise, Purpose, TargetLaw
 from seedmp.token_tree.sequoia import MAX_LEVELS, parse_acceptance
 from seedmp.token_tree.tree import ProposalKind
 
-MIN_TURNS = 30  # below that a run's rate is chance
+MIN_TURNS = 30  # with fewer turns a run's rate is mostly chance
 _SURELY = 1 - 1e-12  # a child of this probability ends the turns: no residual is left for the next
 
 
@@ -36,7 +37,7 @@ class Acceptance:
     Args:
         rates: [K][B] probability that the b-th child of a node is accepted, given that its parent was and its
             earlier siblings were not; row k is for children at depth k + 1, the last row for those below too.
-        turns: [K][B] how often its turn came; expected numbers where the laws told them.
+        turns: [K][B] how often its turn came. From laws these are expected numbers.
 
     Raises:
         ConfigError: no rates, or the shapes differ.
@@ -48,7 +49,7 @@ class Acceptance:
     def __post_init__(self) -> None:
         if not self.rates or not all(self.rates) or list(map(len, self.rates)) != list(map(len, self.turns)):
             raise ConfigError(
-                f"acceptance of {len(self.rates)} depths and {len(self.turns)} rows of turns: as many, 1+"
+                f"acceptance: rates={self.rates!r}, turns={self.turns!r}: must be 1 row or more each, of equal lengths"
             )
 
     def vector(self) -> np.ndarray:
@@ -66,7 +67,10 @@ class Acceptance:
         return parse_acceptance(table, ends_with_none=False)
 
     def filled(self, other: Acceptance, min_turns: float = MIN_TURNS) -> Acceptance:
-        """With the other's rates where a child's turn came too seldom, or never; depths end with the first child's."""
+        """With the other's rates where a child's turn came too seldom, or never.
+
+        The last depth of the result is the deepest at which the first child's turn came often enough.
+        """
         depths = [k for k, turns in enumerate(self.turns) if turns[0] >= min_turns]
         if not depths:
             return other
@@ -96,7 +100,7 @@ class Acceptance:
 
 
 def from_stats(*runs: Mapping[str, float]) -> Acceptance | None:
-    """What engines counted in their rounds (growth of ``Engine.stats``), summed; None if no child's turn came."""
+    """The sum of what engines counted in their rounds (growth of ``Engine.stats``). None if no child's turn came."""
 
     def total(name: str, depth: int, rank: int) -> float:
         return sum(run.get(name.format(depth, rank), 0.0) for run in runs)
@@ -161,7 +165,7 @@ _TRIALS = {ProposalKind.WITHOUT_REPLACEMENT: SequoiaTrial, ProposalKind.IID: Spe
 
 
 def accept_probs(trial: SpecInferTrial, token_ids: Sequence[int]) -> list[float]:
-    """[B] probability that each child is the accepted one, by the rule's own trial; its residual is consumed."""
+    """[B] probability that each child is the accepted one, by the rule's own trial, which changes its residual."""
     probs, left = [0.0] * len(token_ids), 1.0
     for rank, token_id in enumerate(token_ids):
         prob = trial.accept_prob(token_id)
@@ -176,9 +180,9 @@ def accept_probs(trial: SpecInferTrial, token_ids: Sequence[int]) -> list[float]
 def teacher_forced(
     target_logits: torch.Tensor, draft_logits: torch.Tensor, law: Law, num_children: int, seed: int = 0
 ) -> Acceptance:
-    """Draw children at every position with the draft's code, and ask the accept rule how likely it takes each.
+    """Draw children at every position with the draft's code; the accept rule gives the probability that it takes each.
 
-    The target's chance is summed exactly, the draft's is drawn once a position.
+    The sum over the target's chance is exact. The draft's chance is drawn once at each position.
 
     Args:
         target_logits, draft_logits: [P, V] of the same positions, padding left out.

@@ -1,11 +1,12 @@
 """Question: how far is the simulator from real runs? ``python -m seedmp.tuning.check --json FILE``
 
-Twelve settings of drafts, k_config and policy on the bundled pair, the target inflated. The verifier's overheads and
-the acceptance come from two runs, one with chains and one with trees. Each setting then runs ``repeats`` times, and its
-median tokens/s is compared with the mean of eight simulations: error = simulated ÷ real − 1. Prices are those of each
-model alone (``measure_costs``), measured before and after every setting: a shared machine is not as fast at ten as it
-was at nine. The acceptance is what gives simulated texts of this length the accepted length of real ones: their first
-and last rounds can accept little.
+Twelve settings of drafts, k_config and policy are compared on the bundled pair, with an inflated target. The verifier's
+overheads and the acceptance come from two runs, one with chains and one with trees. Each setting then runs ``repeats``
+times. Its median tokens/s is compared with the mean of eight simulations: error = simulated ÷ real − 1.
+
+Prices are those of each model alone (``measure_costs``). They are measured before and after every setting, because the
+speed of a shared machine changes with time. The acceptance is chosen such that simulated texts have the accepted length
+of real texts of the same number of tokens, whose first and last rounds can accept little.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ NUM_SEEDS = 8
 
 
 def fit_acceptance(k_config: tuple[int, ...], mean_accepted_len: float, work: Workload, *earlier: float) -> float:
-    """The acceptance of the child after ``earlier`` ones with which a tree's simulated accepted length is the real one.
+    """The acceptance of the child after ``earlier`` ones that makes a tree's simulated accepted length the real one.
 
-    Of [0, 1] the nearer end, if it never is.
+    If no value in [0, 1] does, the nearer end.
     """
     config = EngineConfig(target="-", draft="-", k_config=k_config, num_drafts=3)
     low, high = 0.0, 1.0
@@ -132,7 +133,7 @@ def _known_from_runs(common: dict[str, Any], prompts: Sequence[str], params: Sam
                 prompt_len = len(engine.encode(prompts[0], special=True))
                 engine.generate(prompts, params, timeout=TIMEOUT_S)
                 lengths.append(measure(engine, prompts, params, TIMEOUT_S).mean_accepted_len)
-                with engine.profile(folder):  # forwards of many branches and of one tell what a branch costs
+                with engine.profile(folder):  # forwards of many branches and forwards of one show what a branch costs
                     engine.generate(prompts, params, timeout=TIMEOUT_S)
                     engine.generate(prompts[:1], params, timeout=TIMEOUT_S)
         seen = load_costs(folder)

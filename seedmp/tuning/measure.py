@@ -1,7 +1,7 @@
-"""Measuring the price list of a machine in one process: the target's forwards and the drafts' layers, alone.
+"""Measuring the price list of a machine in one process: the target's forwards and the drafts' layers, each alone.
 
-Runs no engine: nothing competes for the cores, so the simulator may let it. Messages and the verifier's
-overhead need processes: those come from a profile, or stay at their defaults.
+No engine runs, so nothing competes for the cores, and the simulator can add the competition itself. Messages and the
+verifier's overhead cannot be measured in one process. They come from a profile, or keep their defaults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from seedmp.workers.build import resolve_dtypes
 from seedmp.workers.draft import TreeDrafter
 from seedmp.workers.target import TargetRunner
 
-ROWS = (*range(1, 13), 14, 16, 20, 24, 32, 48, 64, 96, 128)  # the first ones singly: kernels prefer some counts
+ROWS = (*range(1, 13), 14, 16, 20, 24, 32, 48, 64, 96, 128)  # the first ones without gaps: kernels prefer some counts
 BRANCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 CONTEXT = 64
 SPREAD = 3  # slots from one token of a context to the next
@@ -122,8 +122,8 @@ def num_slots(rows: Sequence[int] = ROWS, branches: Sequence[int] = BRANCHES, co
 def measure_target(packed: PackedModel, rows: Sequence[int], context_len: int = CONTEXT, repeats: int = 7) -> Curve:
     """A forward by rows, as a round runs it: one branch, a last token and a chain of drafts, all logits wanted.
 
-    The branch's slots lie among those of others. Medians as they are: with float32 on a CPU, 12 rows may take less
-    time than 11.
+    The branch's slots lie among those of others. The medians are not smoothed: with float32 on a CPU, 12 rows may take
+    less time than 11.
     """
     runner = TargetRunner(packed)
     spread = max(1, min(SPREAD, (_longest(packed) - max(rows)) // context_len))
@@ -137,7 +137,7 @@ def measure_target(packed: PackedModel, rows: Sequence[int], context_len: int = 
 
 
 def measure_context(packed: PackedModel, context_len: int = CONTEXT, repeats: int = 7) -> float:
-    """``Costs.context_ms``: what a row pays for 1000 more tokens before it; 0 where there are no slots to try."""
+    """``Costs.context_ms``: time of a row for 1000 more tokens before it. 0 where there are not enough slots to try."""
     longer = min(LONGER * context_len, _longest(packed) - CONTEXT_ROWS)
     if longer < 2 * context_len:
         return 0.0
@@ -172,9 +172,9 @@ def measure_draft(
     repeats: int = 7,
     temperature: float = 1.0,
 ) -> tuple[Curve, float]:
-    """A layer of drafting by rows, one a branch, and what a round takes besides, in ms.
+    """Times in ms: of a layer of drafting by its number of rows (one for each branch), and of the rest of a round.
 
-    A layer is what a deep chain takes longer than a flat one, by level.
+    The time of a layer is the difference between a deep and a flat chain, divided by the difference in levels.
     """
     drafter = TreeDrafter(packed, top_m)
     kind = ProposalKind.WITHOUT_REPLACEMENT if temperature else ProposalKind.DETERMINISTIC

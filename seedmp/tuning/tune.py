@@ -5,10 +5,10 @@
    the cores.
 3. Every policy, number of drafts and division of the cores gets its best trees (``tree_cost.choose_tree``), then the
    simulator's opinion.
-4. The best few and plain decoding run for real: first the prompts of step 1, which says how fast this node is where
-   the simulator thinks otherwise; with that each is predicted. Then, in turns, the prompts that count.
+4. The best few and plain decoding run for real. First they run the prompts of step 1. Measured ÷ simulated speed
+   corrects the simulator and gives each a prediction for the evaluation prompts. Then they run these, in turns.
 
-The prompts that count, and their seed, are in no measurement before step 4's last part.
+The evaluation prompts, and their seed, are in no measurement before the last part of step 4.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from seedmp.tuning.measure import BRANCHES, ROWS, LoadedPair, measure_costs, num
 from seedmp.tuning.options import FAMILIES, TuneOptions
 from seedmp.tuning.prompts import Prompts, read_prompts
 
-PAYS = 0.03  # speculation must gain so much over plain decoding to be the plan
+PAYS = 0.03  # speculation must gain this much over plain decoding to become the plan
 UNSTEADY = 0.4  # (fastest - slowest repeat) ÷ median: beyond that people are warned
 CHAIN, WIDE = (1, 1, 1, 1, 1), (4, 2, 2, 1)
 MAX_CHILDREN = 8
@@ -56,7 +56,7 @@ class Trial:
 
     Args:
         calibrated: tokens/s on the prompts of calibration.
-        predicted: tokens/s on the prompts that count, said before they were run.
+        predicted: tokens/s on the evaluation prompts, computed before these were run.
         measured: tokens/s of each repeat.
     """
 
@@ -89,7 +89,7 @@ class Tuned:
         acceptance: vectors by name; "plan" is the one that trees were chosen with.
         candidates: all that were simulated.
         trials: those that ran, plain decoding first.
-        notes: what people should know.
+        notes: warnings and remarks for the user.
     """
 
     plan: Plan
@@ -114,7 +114,7 @@ class Tuner:
     # --- 1: what engines do ---
 
     def watch_engines(self) -> tuple[Acceptance, Costs, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
-        """Acceptance in rounds, overheads, and texts that the target wrote."""
+        """Run engines. Gives acceptance in rounds, overheads, and texts that the target wrote."""
         drafts = min(max(self.options.drafts), self.options.branches)
         chain = {"method": self.options.method, "k_config": CHAIN, "num_drafts": drafts}
         self.progress.step("chains: what is accepted, and overheads")
@@ -194,14 +194,14 @@ class Tuner:
 
     @cached_property
     def hardware(self) -> str:
-        """What the simulator lets processes compete for."""
+        """What processes compete for in the simulator."""
         placement = resolve_placement(self.config)
         if placement.target == "cpu":
             return "cpu"
         return "gpu" if placement.target in placement.drafts else "gpus"
 
     def _context_len(self) -> int:
-        """Tokens before a round's in the middle of a text."""
+        """Tokens before a round in the middle of a text."""
         return self.prompts.longest + self.options.max_tokens // 2
 
     # --- 3: what the simulator says ---
@@ -257,7 +257,7 @@ class Tuner:
         return [trial for trial, _ in running]
 
     def _calibrate(self, running: Sequence[tuple[Trial, Engine]]) -> None:
-        """Warm up, see in turns how fast each is with the prompts of calibration, and predict those that count."""
+        """Warm up, measure each with the calibration prompts, in turns, and predict it for the evaluation prompts."""
         rates: dict[int, list[float]] = {id(trial): [] for trial, _ in running}
         for repeat in range(self.options.num_calibrations + 1):
             for trial, engine in rotated(running, repeat):
@@ -282,7 +282,7 @@ class Tuner:
 
 
 def num_steps(options: TuneOptions) -> int:
-    """Of the progress display, about: runs, starts and measurements."""
+    """Number of steps of the progress display, estimated: runs, starts and measurements."""
     trials = options.num_finalists + 1
     return 3 + 2 + (1 if options.quick else 3) + 1 + trials * (2 + options.num_calibrations + options.repeats)
 
@@ -316,8 +316,8 @@ def tune(options: TuneOptions, progress: Progress) -> Tuned:
 def make_plan(options: TuneOptions, tuner: Tuner, trials: Sequence[Trial]) -> Plan:
     """The fastest that was measured; plain decoding if it does not gain PAYS over that.
 
-    The fastest is the one of the best ratio to plain decoding in the same repeat: the node's own ups and downs are
-    in both.
+    The fastest is the one with the best ratio to plain decoding in the same repeat. When the node gets faster or
+    slower, both change.
     """
     plain, *others = trials
     best = max(others, key=lambda trial: trial.gain_over(plain), default=plain)

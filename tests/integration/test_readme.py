@@ -1,4 +1,4 @@
-"""The Python of the README and of docs/search.md runs as written, from anywhere, on the bundled pair."""
+"""The Python of the README, docs/search.md and docs/extending.md runs as written, anywhere, on the bundled pair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = ("README.md", "docs/search.md")
+PAGES = ("README.md", "docs/search.md", "docs/extending.md")
 BLOCKS = [(page, block) for page in PAGES for block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))]
 RUN_S = 90
 

@@ -73,6 +73,20 @@ def test_the_page_is_well_formed_and_self_contained() -> None:
         assert outside not in page
 
 
+@pytest.mark.parametrize("name", command.NAMES)
+def test_no_text_of_a_report_is_obeyed(name: str) -> None:
+    evil = "</td><script>alert('x')</script>\" & 'more'"
+    report_made = made(name, model=evil)
+    report_made["settings"]["data"] = report_made["settings"]["more"] = evil
+    report_made["node"]["gpus"] = [evil]
+    for row in report_made["rows"]:
+        row |= {"name": f"{row['name']}{evil}", "cell": evil}
+    root = ElementTree.fromstring(report.render({name: report_made}).partition("\n")[2])
+    assert root.find(".//script") is None
+    shown = "".join(root.itertext())
+    assert shown.count(evil) >= 4, "the text itself is on the page"
+
+
 def test_a_page_says_nothing_of_inflation_where_there_is_none() -> None:
     page = report.render({"peers": made("peers", settings={"shape": "none", "size": "full"})})
     assert "inflated</strong>" not in page and "--full" not in page

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"trace"},
     # Which rule a tree needs: names alone, until somebody asks for a rule of his own.
     "methods": {"decoding", "sampling", "scheduler", "token_tree"},
-    "token_tree": set(),
+    "token_tree": {"drawing"},
     "decoding": {"sampling", "token_tree"},
     "draft_order": {"token_tree"},
     "request": {"metrics"},
@@ -77,15 +77,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     # search.task and search.thought_tree alone (tested below): what a task implements.
     "tasks": {"search"},
     # It knows no task: users bring their own.
-    "search": {"engine", "metrics", "request", "sampling"},
+    "search": {"drawing", "engine", "metrics", "request", "sampling"},
     "solve": {"engine", "metrics", "search", "tasks"},
     # methods: how many ended texts a lookup keeps. models: what an inflated model weighs.
     "measuring": {"config", "engine", "methods", "metrics", "models", "request", "sampling"},
     # The simulator is a host of the real scheduler.
     "simulation": {"config", "draft_order", "metrics", "sampling", "scheduler", "token_tree"},
     # simulation: a profile is priced for the simulator.
-    "profiling": {"config", "engine", "ipc", "measuring", "metrics", "observers", "sampling", "simulation"}
-    | {"system", "trace"},
+    "profiling": {"config", "drawing", "engine", "ipc", "measuring", "metrics", "observers", "pages", "sampling"}
+    | {"simulation", "system", "trace"},
     # workers, ipc, scheduler: forwards are timed with the code that runs them. tasks: prompts when none are given.
     "tuning": {"config", "decoding", "draft_order", "engine", "ipc", "measuring", "methods", "metrics", "models"}
     | {"plan", "request", "sampling", "scheduler", "simulation", "system", "tasks", "token_tree"}
@@ -93,14 +93,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Heads are trained as they are run.
     "training": {"models"},
     # tuning.acceptance: a growmap is fitted before it is measured. solve: solve rates are of `seedmp solve`'s searches.
-    "benchmarks": {"config", "decoding", "detokenize", "draft_order", "engine", "measuring", "methods", "metrics"}
-    | {"models", "request", "sampling", "scheduler", "search", "solve", "system", "tasks", "token_tree"}
-    | {"tuning"},
+    "benchmarks": {"config", "decoding", "detokenize", "draft_order", "drawing", "engine", "measuring", "methods"}
+    | {"metrics", "models", "pages", "request", "sampling", "scheduler", "search", "solve", "system"}
+    | {"tasks", "token_tree", "tuning"},
     # Documents are the prompts of the tasks; training.optimiser.
     "recipes": {"tasks", "training"},
     "commands": ANY,
     "__main__": ANY,
     "stop_text": set(),
+    "drawing": set(),
+    "pages": {"drawing"},
 }
 
 # Nothing that is installed for users may need these.

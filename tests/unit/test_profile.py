@@ -275,6 +275,18 @@ def test_figures_words_and_page() -> None:
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "<script" not in page
 
 
+def test_no_text_of_a_profile_is_obeyed() -> None:
+    evil = "</pre><script>alert('x')</script>\""
+    data = run(5, 3)
+    data.node["gpus"] = evil
+    for record in data.processes:
+        record.name += evil
+    page = report.page(data, evil, timeline.svg(data))
+    root = ET.fromstring(page.partition("\n")[2])
+    assert root.find(".//script") is None
+    assert "".join(root.itertext()).count(evil) >= 2 + len(data.processes)
+
+
 def test_costs_of_a_run() -> None:
     costs = report.costs(run(6, 3))
     assert costs is not None
