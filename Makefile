@@ -13,6 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 ARGS ?=
+WORKERS ?= 2
 
 ifeq ($(origin PY),command line)
 READY :=
@@ -22,6 +23,11 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 SEEDMP = $(VENV)/bin/seedmp
 endif
+
+# Whole files go to WORKERS processes, in the order of the folders: long ones first, small ones fill the end.
+# Tests that measure time, and those that kill processes, follow by themselves (5: none was selected).
+TOGETHER = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not (gpu or chaos or alone)"
+ALONE = $(PY) -m pytest -m "(chaos or alone) and not gpu"
 
 .PHONY: help demo test check test-all bench bench-smoke profile gpu-check wheel typings clean
 
@@ -40,19 +46,21 @@ demo: $(READY) ## solve a problem with a reasoning tree, compare the schedules (
 	$(SEEDMP) demo $(ARGS)
 
 test: $(READY) ## all tests that need no GPU: unit, property, statistical, integration, chaos
-	$(PY) -m pytest -m "not gpu" tests $(ARGS)
+	$(TOGETHER) tests $(ARGS)
+	$(ALONE) tests $(ARGS) || test $$? -eq 5
 
 check: $(READY) typings ## lint, format, types, unit and property tests: before each commit
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -m "not gpu" tests/unit tests/property $(ARGS)
+	$(TOGETHER) -q tests/unit tests/property $(ARGS)
 
 test-all: $(READY) typings ## make check's linters and every test, those for a GPU included
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest tests $(ARGS)
+	$(TOGETHER) tests $(ARGS)
+	$(PY) -m pytest -m "gpu or chaos or alone" tests $(ARGS)
 
 bench: $(READY) ## every benchmark, with plots and report.html, into build/bench (ARGS="--quick": minutes)
 	$(SEEDMP) bench all --out build/bench $(ARGS)

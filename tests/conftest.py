@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,10 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
         return made[architecture]
 
     return get
+
+
+@pytest.fixture
+def runtime_dir() -> Iterator[Path]:
+    """An empty folder for engines' sockets: their paths may have 107 bytes, and ``tmp_path`` alone may have 80."""
+    with tempfile.TemporaryDirectory(prefix="seedmp-test-") as folder:
+        yield Path(folder)

@@ -19,6 +19,7 @@ from seedmp.tuning.measure import measure_costs
 CONFIG = EngineConfig(target=str(pair.TARGET), draft=str(pair.DRAFT), placement="cpu", target_threads=1)
 
 
+@pytest.mark.alone
 def test_both_models_are_timed() -> None:
     before = torch.get_num_threads()
     costs = measure_costs(CONFIG, rows=(1, 4), branches=(1, 3), context_len=20, repeats=2)

@@ -422,6 +422,7 @@ def test_a_script_without_main_guard() -> None:
 # --- the schedule -----------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_drafting_and_verifying_overlap(engine: Engine) -> None:
     engine.spans(reset=True)
     engine.generate([APPLES, PENS, *MATES], GREEDY, timeout=TIMEOUT_S)
@@ -449,6 +450,7 @@ def count_overtaken(spans: list[Span]) -> int:
     )  # fmt: skip
 
 
+@pytest.mark.alone
 def test_first_come_first_served() -> None:
     """A target much slower than the drafts: all three branches are nearly always waiting for it."""
     with Engine(num_drafts=3, policy="fcfs", target_shape="134m", target_threads=1, k_config=(1,)) as engine:

@@ -22,6 +22,7 @@ OPEN_S = 2.0  # a page of 500 thoughts
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@pytest.mark.alone
 def test_page_of_500_thoughts_opens(tmp_path: Path) -> None:
     tree = ThoughtTree("blocksworld", "Goal: red on blue", "bfs")
     parents = [tree.root]

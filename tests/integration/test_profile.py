@@ -36,6 +36,7 @@ def engine() -> Iterator[Engine]:
         yield started
 
 
+@pytest.mark.alone
 def test_spans_of_each_process_sum_to_the_wall_time(engine: Engine, tmp_path: Path) -> None:
     plain = [out.token_ids for out in engine.generate(PROMPTS, GREEDY, timeout=TIMEOUT_S)]
     with engine.profile(tmp_path / "out") as profile:

@@ -26,12 +26,10 @@ def test_there_are_blocks() -> None:
 @pytest.mark.parametrize(
     "block", [block for _, block in BLOCKS], ids=[f"{page}-{i}" for i, (page, _) in enumerate(BLOCKS)]
 )
-def test_block_runs_as_written(block: str, tmp_path: Path) -> None:
+def test_block_runs_as_written(block: str, tmp_path: Path, runtime_dir: Path) -> None:
     """As a script without a main guard, in a folder that is not the checkout, and nothing is left behind."""
     (tmp_path / "example.py").write_text(block, encoding="utf-8")
-    runtime = tmp_path / "run"
-    runtime.mkdir()
-    env = {**os.environ, "SEEDMP_RUNTIME_DIR": str(runtime)}
+    env = {**os.environ, "SEEDMP_RUNTIME_DIR": str(runtime_dir)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-W", "error", "example.py"],
@@ -39,4 +37,4 @@ def test_block_runs_as_written(block: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    assert not list(runtime.iterdir())
+    assert not list(runtime_dir.iterdir())

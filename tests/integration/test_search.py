@@ -84,6 +84,7 @@ def test_a_barrier_and_batch_mates_change_no_tree(engine: Engine, strategy: Stra
     assert together[1].tree.problem == "24 from (4, 4, 6)"
 
 
+@pytest.mark.alone
 def test_a_thought_is_valued_while_its_siblings_are_written(engine: Engine) -> None:
     def first_value_and_last_text(*, barrier: bool) -> tuple[float, float]:
         tree = TreeOfThoughts(engine, Sums(), generate=Sample(12, 1.3), barrier=barrier).solve(PROBLEM).tree
