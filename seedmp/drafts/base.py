@@ -8,12 +8,19 @@ Adding a kind: a class in a file of its own, and its name in ``registry.DRAFT_KI
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
+
 from seedmp.config import EngineConfig
+from seedmp.draft_order import DraftOrder
+from seedmp.ipc.messages import Proposal
 from seedmp.models.load import ModelSpec, check_vocabularies
+from seedmp.token_tree.opt_tree import NOT_DRAFTED
+from seedmp.token_tree.tree import TokenTree
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +44,38 @@ class Drafter(Protocol):
             on_context: to be called for tasks with ``announce`` once the KV of their pending tokens is in the arena.
         """
         ...
+
+
+def make_proposal(
+    task: DraftOrder,
+    tree: TokenTree,
+    started_ns: int,
+    *,
+    forward_ns: int = 0,
+    drafted_idx: tuple[int, ...] | None = None,
+    row_ids: np.ndarray | None = None,
+    row_probs: np.ndarray | None = None,
+    draws: tuple[int, ...] = (),
+) -> Proposal:
+    """The answer to a task, complete now.
+
+    Args:
+        task: that is answered.
+        tree: N draft tokens.
+        started_ns: CLOCK_MONOTONIC when drafting began.
+        forward_ns: time spent in forwards of a model since then.
+        drafted_idx: [N] which slot lent for the tree has a node's KV, NOT_DRAFTED if none; None: no node has any.
+        row_ids: [I, m] int32 tokens of the law of each internal node; None: the tree is deterministic.
+        row_probs: [I, m] float32, their probabilities.
+        draws: [M] node of each draw of an iid tree; empty if no two siblings were equal.
+    """
+    no_law = np.empty((0, 0))
+    return Proposal(
+        task.branch_id, task.round, task.epoch, started_ns, time.monotonic_ns(), forward_ns, tree.token_ids,
+        tree.parents, tree.kind, (no_law if row_ids is None else row_ids).astype("<i4"),
+        (no_law if row_probs is None else row_probs).astype("<f4"),
+        (NOT_DRAFTED,) * len(tree) if drafted_idx is None else drafted_idx, draws,
+    )  # fmt: skip
 
 
 class DraftKind(ABC):

@@ -39,8 +39,6 @@ def make_method(method: object, settings: Mapping[str, Any]) -> Method:
     """
     given = {name: value for name, value in settings.items() if value is not None}
     cls = method_class(method)
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise ConfigError(f"method={method!r}: {cls!r} is not a subclass of seedmp.methods.base.Method")
     known = names_of(cls)
     if "k_config" not in known:
         given.pop("k_config", None)
@@ -89,4 +87,7 @@ def method_class(method: object) -> type[Method]:
     Raises:
         ConfigError: no such method.
     """
-    return type(method) if isinstance(method, Method) else METHODS.load(method)
+    cls = type(method) if isinstance(method, Method) else METHODS.load(method)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise ConfigError(f"method={method!r}: {cls!r} is not a subclass of seedmp.methods.base.Method")
+    return cls

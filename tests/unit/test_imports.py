@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Of kv, what is pure (tested below): the slot bookkeeping is part of the decision.
     "scheduler": {"config", "draft_order", "kv", "methods", "metrics", "sampling", "token_tree"},
     # A draft kind says what its drafts run: workers.draft and workers.draft_head grow the trees.
-    "drafts": {"config", "draft_order", "ipc", "models", "workers"},
+    "drafts": {"config", "draft_order", "ipc", "models", "token_tree", "workers"},
     "workers": {"config", "decoding", "draft_order", "drafts", "ipc", "models", "sampling", "scheduler"}
     | {"token_tree", "trace"},
     "branch": {"request", "sampling"},
