@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 
 from tests.helpers.preloaded import Preloaded
 
-STARTS = "seedmp.launch" if find_spec("seedmp.launch") else "seedmp.engine"  # the module that starts supervisors
+STARTS = "seedmp.launch"  # the module that starts supervisors
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -99,6 +99,6 @@ def test_a_method_with_a_draft_kind_of_its_own(plain: Any) -> None:
         ({"method": "__main__:Mine"}, "a file of its own"),
     ],
 )
-def test_what_is_refused_before_any_process_starts(settings: dict[str, str], told: str) -> None:
+def test_what_is_refused_before_any_process_starts(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         Engine(**settings)
