@@ -16,8 +16,8 @@ from seedmp.commands.arguments import read_list
 from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
 from seedmp.measuring.progress import Screen
+from seedmp.output import check_output
 from seedmp.system import let_idle_threads_sleep
-from seedmp.token_tree.growmap_file import check_output
 
 if TYPE_CHECKING:
     from seedmp.tuning.tune import Tuned

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from seedmp.engine import Engine
-from seedmp.profiling.profile import Profile, check_folder
+from seedmp.output import check_folder
+from seedmp.profiling.profile import Profile
 from seedmp.profiling.sampler import PERIOD_S
 
 

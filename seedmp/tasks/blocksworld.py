@@ -15,6 +15,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
+from seedmp.checks import check_whole
 from seedmp.errors import ConfigError
 from seedmp.search.task import Ask, Defaults, Parsed, Task
 from seedmp.search.thought_tree import Thought
@@ -255,9 +256,7 @@ class Blocksworld(Task[BlocksworldProblem]):
     defaults = Defaults(num_thoughts=6, temperature=1.0, evaluate="score", beam=3)
 
     def __init__(self, depth: int = 7) -> None:
-        if depth < 1:
-            raise ConfigError(f"depth={depth}: must be a whole number >= 1")
-        self.depth = depth
+        self.depth = check_whole("depth", depth, 1)
 
     def load(self, path: Path | None = None, limit: int | None = None) -> list[BlocksworldProblem]:
         return load_blocksworld(path, limit)

@@ -34,13 +34,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "checks": set(),
     "registry": set(),
+    "output": set(),
     "system": set(),
     "config": {"token_tree"},  # a setting names the shape of a tree
     "sampling": set(),
     "trace": set(),
     "metrics": {"trace"},  # overlap is a formula over spans
     "stopping": {"sampling"},
-    "token_tree": set(),
+    "token_tree": {"output"},  # growmaps are files
     "decoding": {"sampling", "token_tree"},
     "request": {"metrics"},
     # A proposal says what kind of tree it is; span_ring stores the activities that trace names.
@@ -70,20 +71,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     # search.task and search.thought_tree alone (tested below): what a task implements.
     "tasks": {"search"},
     "search": {"engine", "request", "sampling", "metrics"},  # knows no task: users bring their own
-    "solve": {"engine", "metrics", "search", "tasks"},
+    "solve": {"engine", "metrics", "output", "search", "tasks"},
     # scheduler: how many ended texts a verifier keeps. models: what an inflated model weighs.
     "measuring": {"config", "engine", "metrics", "models", "request", "sampling", "scheduler"},
     # The simulator is a host of the real scheduler.
     "simulation": {"config", "metrics", "sampling", "scheduler", "token_tree"},
     # engine: as an annotation, and to hear of engines that open. simulation: a profile is priced for the simulator.
-    "profiling": {"config", "engine", "ipc", "measuring", "metrics", "sampling", "simulation", "system", "trace"},
+    "profiling": {"config", "engine", "ipc", "measuring", "metrics", "output", "sampling", "simulation"}
+    | {"system", "trace"},
     # workers, ipc, scheduler: forwards are timed with the code that runs them. tasks: prompts when none are given.
     "tuning": {"config", "decoding", "engine", "ipc", "measuring", "metrics", "models", "request", "sampling"}
     | {"scheduler", "simulation", "system", "tasks", "token_tree", "workers"},
     "training": {"models"},  # heads are trained as they are run
     # tuning.acceptance: a growmap is fitted before it is measured. solve: solve rates are of `seedmp solve`'s searches.
     "benchmarks": {"config", "decoding", "engine", "measuring", "metrics", "models", "request", "sampling", "search"}
-    | {"solve", "system", "tasks", "token_tree", "tuning"},
+    | {"output", "solve", "system", "tasks", "token_tree", "tuning"},
     "recipes": {"tasks", "training"},  # documents are the prompts of the tasks; training.optimiser
     "commands": ANY,
     "__main__": ANY,
