@@ -13,6 +13,7 @@ from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
 from seedmp.models.inflate import get_shape
 from seedmp.models.load import ModelSpec, load_config
+from seedmp.system import bf16_flags
 
 NONE = "none"
 CPU_SHAPE, GPU_SHAPES, SMOKE_SHAPE = "134m", ("7b", "68m"), "13m"
@@ -21,8 +22,6 @@ REPORT_ROOM_MIB = 16
 PRECISE_REPEATS, MIN_SPREAD_REPEATS = 20, 5  # with a precision: by default, and at least; ten may look precise by luck
 PRECISIONS = (0.5, 100)  # percent
 MAX_NODES = 128  # a tree is searched for in seconds
-CPU_INFO = Path("/proc/cpuinfo")
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "i8mm_bf16")
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Options:
         if self.smoke:
             return (SMOKE_SHAPE if self.target is None else None), None, "float32"
         if not torch.cuda.is_available():
-            return (CPU_SHAPE if self.target is None else None), None, "bfloat16" if _has_bf16() else "float32"
+            return (CPU_SHAPE if self.target is None else None), None, "bfloat16" if bf16_flags() else "float32"
         if self.target is not None:
             return None, None, "bfloat16"
         room_gib = torch.cuda.mem_get_info()[0] / 2**30
@@ -182,11 +181,3 @@ def check_room(path: Path) -> None:
     free_mib = shutil.disk_usage(output.check_folder(path)).free / 2**20
     if free_mib < REPORT_ROOM_MIB:
         raise ConfigError(f"--out {path}: {free_mib:.0f} MiB free, {REPORT_ROOM_MIB} are needed")
-
-
-def _has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; without, it is slower than float32."""
-    try:
-        return bool(set(CPU_INFO.read_text().split()) & set(BF16_FLAGS))
-    except OSError:
-        return False

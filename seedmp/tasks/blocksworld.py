@@ -157,14 +157,6 @@ def parse_state(text: str) -> State:
     return make_state(towers, held)
 
 
-def goal_reached(state_text: str, goal_text: str) -> bool:
-    """Whether a state in words has every fact of the goal; text that is no state has not."""
-    try:
-        return parse_state(state_text).reaches(goal_text)
-    except ConfigError:
-        return False
-
-
 def thought_prompt(goal_text: str, state_text: str) -> str:
     """What the bundled pair is asked for a thought (without <bos>, which its tokenizer adds).
 

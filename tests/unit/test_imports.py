@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": {"engine", "request", "sampling", "metrics"},  # knows no task: users bring their own
     "solve": {"engine", "metrics", "output", "search", "tasks"},
     # scheduler: how many ended texts a verifier keeps. models: what an inflated model weighs.
-    "measuring": {"config", "engine", "metrics", "models", "request", "sampling", "scheduler"},
+    "measuring": {"config", "engine", "metrics", "models", "request", "sampling", "scheduler", "system"},
     # The simulator is a host of the real scheduler.
     "simulation": {"config", "metrics", "sampling", "scheduler", "token_tree"},
     # engine: as an annotation, and to hear of engines that open. simulation: a profile is priced for the simulator.
