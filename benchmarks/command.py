@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -179,9 +178,3 @@ def _tables(files: Sequence[Path], console: Console) -> int:
             raise ConfigError(f"{path}: {error.strerror}") from None
         console.print(f"{path}: {'filled' if filled != page else 'unchanged'}", highlight=False)
     return 0
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from seedmp import output
+from seedmp.checks import check_number, check_one_of, check_whole
 from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
 from seedmp.models.inflate import get_shape
 from seedmp.models.load import ModelSpec, load_config
+from seedmp.system import bf16_flags
 
 NONE = "none"
 CPU_SHAPE, GPU_SHAPES, SMOKE_SHAPE = "134m", ("7b", "68m"), "13m"
 GPU_ROOM_GIB = 24  # a 7B target in bfloat16, a draft, their contexts and KV
 REPORT_ROOM_MIB = 16
 PRECISE_REPEATS, MIN_SPREAD_REPEATS = 20, 5  # with a precision: default and least; ten may look precise by luck
-LEAST_PRECISION = 0.5  # percent
+PRECISIONS = (0.5, 100)  # percent
 MAX_NODES = 128  # a tree is searched for in seconds
-CPU_INFO = Path("/proc/cpuinfo")
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "i8mm_bf16")
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,23 @@ class Options:
         Raises:
             ConfigError: a setting is wrong, or the folder has no room or cannot be written.
         """
-        if self.repeats is not None and self.repeats < 1:
-            raise ConfigError(f"repeats={self.repeats}: must be a whole number >= 1")
-        if self.precision is not None and not LEAST_PRECISION <= self.precision < 100:
-            raise ConfigError(f"precision={self.precision}: must be from {LEAST_PRECISION} to 100 percent")
+        if self.repeats is not None:
+            check_whole("repeats", self.repeats, 1)
+        if self.precision is not None:
+            check_number("precision", self.precision, *PRECISIONS)
         if self.precision is not None and self.num_repeats < MIN_SPREAD_REPEATS:
             raise ConfigError(
                 f"repeats={self.repeats} with precision={self.precision}: a spread needs {MIN_SPREAD_REPEATS} or more"
             )
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        if self.dtype is not None:
+            check_one_of("dtype", self.dtype, DTYPES)
         if self.target is not None and self.draft is None:
             raise ConfigError(f"no draft for target {self.target!r}: give --draft too")
-        if self.nodes is not None and not 1 <= self.nodes <= MAX_NODES:
-            raise ConfigError(f"nodes={self.nodes}: must be a whole number from 1 to {MAX_NODES}")
+        if self.nodes is not None:
+            check_whole("nodes", self.nodes, 1, MAX_NODES)
         if self.data is not None and not self.data.exists():
             raise ConfigError(f"--data {self.data}: no such file or folder")
-        check_folder(self.out)
+        check_room(self.out)
         shape, draft_shape, dtype = self._defaults()
         shape, draft_shape = self.shape or shape, self.draft_shape or draft_shape
         for name in (shape, draft_shape):
@@ -117,7 +117,7 @@ class Options:
         if self.smoke:
             return (SMOKE_SHAPE if self.target is None else None), None, "float32"
         if not torch.cuda.is_available():
-            return (CPU_SHAPE if self.target is None else None), None, "bfloat16" if _has_bf16() else "float32"
+            return (CPU_SHAPE if self.target is None else None), None, "bfloat16" if bf16_flags() else "float32"
         if self.target is not None:
             return None, None, "bfloat16"
         room_gib = torch.cuda.mem_get_info()[0] / 2**30
@@ -173,27 +173,12 @@ class Options:
         }  # fmt: skip
 
 
-def check_folder(path: Path) -> None:
-    """Make a folder for results.
+def check_room(path: Path) -> None:
+    """Make a folder for results, with room for them.
 
     Raises:
         ConfigError: it cannot be written, or the disk is full.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-        free_mib = shutil.disk_usage(path).free / 2**20
-    except OSError as error:
-        raise ConfigError(f"--out {path}: cannot be written: {error.strerror or error}") from None
+    free_mib = shutil.disk_usage(output.check_folder(path)).free / 2**20
     if free_mib < REPORT_ROOM_MIB:
         raise ConfigError(f"--out {path}: {free_mib:.0f} MiB free, {REPORT_ROOM_MIB} are needed")
-
-
-def _has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; without, it is slower than float32."""
-    try:
-        return bool(set(CPU_INFO.read_text().split()) & set(BF16_FLAGS))
-    except OSError:
-        return False

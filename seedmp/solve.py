@@ -22,6 +22,7 @@ from seedmp import metrics
 from seedmp.checks import check_one_of, check_whole
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError
+from seedmp.output import check_folder
 from seedmp.search.evaluators import EVALUATORS, Evaluator, NoValue, make_evaluators
 from seedmp.search.generators import Generator, Sample, make_generator
 from seedmp.search.live import LiveView
@@ -166,7 +167,7 @@ def run_solve(
         make(task)
     options.budget()
     if pages is not None:
-        _make_folder(pages)
+        check_folder(pages)
     with _Lines(out, options, fresh=fresh) as lines:
         jobs = [
             (seed, index)
@@ -338,15 +339,6 @@ class _Screen:
         if self.view is not None:
             self.view.__exit__(None, None, None)
         self.bar.stop()
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / ".writable").touch()
-        (path / ".writable").unlink()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _report(rows: Sequence[dict[str, Any]], tokens: int, wall_s: float) -> Report:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "i8mm_bf16")
 SPIN_COUNT = 2000
 
 
@@ -37,6 +39,15 @@ def usable_cores() -> float:
     """Cores by affinity, or less where a quota says so."""
     quota = cpu_quota()
     return affinity_cores() if quota is None else min(float(affinity_cores()), quota)
+
+
+def bf16_flags() -> tuple[str, ...]:
+    """Instructions of this CPU for bfloat16; without any it is slower than float32."""
+    try:
+        flags = CPU_INFO.read_text().split()
+    except OSError:
+        return ()
+    return tuple(flag for flag in BF16_FLAGS if flag in flags)
 
 
 def let_idle_threads_sleep(env: MutableMapping[str, str]) -> None:

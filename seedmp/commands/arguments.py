@@ -1,9 +1,10 @@
-"""Arguments that several commands have: the settings of an engine, and lists with commas."""
+"""Arguments that several commands have: the settings of an engine, lists with commas, options as a dataclass."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from seedmp.config import DTYPES, POLICIES, Schedule
@@ -69,3 +70,9 @@ def read_list(name: str, text: str, read: Callable[[str], T]) -> list[T]:
         return [read(part.strip()) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{name} {text!r}: not understood, values with commas between them") from None
+
+
+def options_from(kind: Callable[..., T], args: argparse.Namespace, **given: Any) -> T:
+    """An option dataclass: each field that is not ``given`` is the argument of its name, where there is one."""
+    names = {field.name for field in fields(kind)} - set(given)  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in vars(args).items() if name in names}, **given)

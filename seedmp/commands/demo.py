@@ -26,6 +26,7 @@ from seedmp.engine import Engine
 from seedmp.measuring.account import Measurement, account
 from seedmp.measuring.node import describe_node
 from seedmp.models.inflate import get_shape
+from seedmp.output import check_output
 from seedmp.request import RequestOutput
 from seedmp.sampling import MAX_SEED
 from seedmp.search.asking import Asker
@@ -36,7 +37,6 @@ from seedmp.search.task import Ask, Task
 from seedmp.search.thought_tree import ThoughtTree
 from seedmp.search.tree_of_thoughts import TreeOfThoughts
 from seedmp.tasks.registry import TASKS, get_task
-from seedmp.token_tree.growmap_file import check_output
 
 NUM = 3  # draft processes, thoughts of a thought, and problems of the comparison
 BEAM = 2  # thoughts of a level that go on

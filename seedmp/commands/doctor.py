@@ -16,11 +16,9 @@ from seedmp import __version__
 from seedmp.config import EngineConfig, resolve_placement
 from seedmp.models import pair
 from seedmp.profiling.gpus import mps_state
-from seedmp.system import affinity_cores, cpu_quota
+from seedmp.system import affinity_cores, bf16_flags, cpu_quota
 
 SHARED_MEMORY = Path("/dev/shm")
-CPU_INFO = Path("/proc/cpuinfo")
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "i8mm_bf16")
 LIBRARIES = ("torch", "transformers", "pyzmq", "msgpack", "numpy", "psutil", "llguidance")
 GIB = 2**30
 
@@ -105,15 +103,6 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return NOT_INSTALLED
-
-
-def bf16_flags() -> tuple[str, ...]:
-    """Instructions of this CPU for bfloat16; without any it is slower than float32."""
-    try:
-        flags = CPU_INFO.read_text().split()
-    except OSError:
-        return ()
-    return tuple(flag for flag in BF16_FLAGS if flag in flags)
 
 
 def plan_of(config: EngineConfig) -> dict[str, Any]:

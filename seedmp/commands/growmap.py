@@ -12,9 +12,10 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from seedmp.errors import ConfigError
+from seedmp.output import check_output
 from seedmp.token_tree.growmap import MAX_GROWMAP_SIZE
 from seedmp.token_tree.growmap_draw import draw_svg, draw_text
-from seedmp.token_tree.growmap_file import MAX_FILE_BYTES, check_output, load_growmap, load_tensors, save_growmap
+from seedmp.token_tree.growmap_file import MAX_FILE_BYTES, load_growmap, load_tensors, save_growmap
 from seedmp.token_tree.sequoia import MAX_LEVELS, BudgetChoice, choose_by_budget, parse_acceptance, search_trees
 
 MAP_SUFFIXES = (".pt", ".json")

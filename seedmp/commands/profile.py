@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from seedmp.checks import check_number, check_whole
 from seedmp.errors import ConfigError
+from seedmp.output import check_folder
 from seedmp.profiling import overhead
 from seedmp.profiling.engines import profile_engines
-from seedmp.profiling.profile import check_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Profile what ``args.args`` names; ``args.main`` runs a command of seedmp."""
-    if not 0.005 <= args.period <= 60:
-        raise ConfigError(f"--period {args.period}: must be seconds from 0.005 to 60")
+    check_number("--period", args.period, 0.005, 60)
     if args.overhead:
         return _overhead(check_folder(args.out), args.repeats, args.period)
     what = args.args[1:] if args.args[:1] == ["--"] else args.args
@@ -64,8 +64,7 @@ def _run(what: Sequence[str], main: Callable[[Sequence[str]], int]) -> int:
 
 
 def _overhead(folder: Path, repeats: int, period_s: float) -> int:
-    if not 1 <= repeats <= 1000:
-        raise ConfigError(f"--repeats {repeats}: must be from 1 to 1000")
+    check_whole("--repeats", repeats, 1, 1000)
     result = overhead.measure_overhead(folder, repeats, period_s)
     (folder / "overhead.json").write_text(json.dumps(result, indent=1) + "\n")
     low, high = result["spread"]

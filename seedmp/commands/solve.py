@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from seedmp.commands.arguments import add_engine, engine_settings
+from seedmp.commands.arguments import add_engine, engine_settings, options_from
 from seedmp.errors import ConfigError
 from seedmp.solve import SolveOptions, run_solve
 
@@ -49,13 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Solve; what is solved stays in the file when interrupted."""
-    names = (
-        "task", "data", "limit", "search", "beam", "thoughts", "temperature", "depth", "evaluate", "values", "seed",
-        "seeds", "barrier",
-    )  # fmt: skip
-    options = SolveOptions(
-        **{name: getattr(args, name) for name in names},
-        nodes=args.max_thoughts, tokens=args.max_tokens, seconds=args.max_seconds,
+    options = options_from(
+        SolveOptions, args, nodes=args.max_thoughts, tokens=args.max_tokens, seconds=args.max_seconds,
         task_options=dict(_option(text) for text in args.option), engine=engine_settings(args),
     )  # fmt: skip
     out = args.out or Path(f"solve-{args.task}-{args.search}.jsonl")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from seedmp.commands.arguments import read_list
+from seedmp.commands.arguments import options_from, read_list
 from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
 from seedmp.measuring.progress import Screen
+from seedmp.output import check_output
 from seedmp.system import let_idle_threads_sleep
-from seedmp.token_tree.growmap_file import check_output
 
 if TYPE_CHECKING:
     from seedmp.tuning.tune import Tuned
@@ -67,13 +67,9 @@ def run(args: argparse.Namespace) -> int:
     from seedmp.tuning.options import TuneOptions
     from seedmp.tuning.tune import num_steps, tune
 
-    names = (
-        "target", "draft", "target_shape", "draft_shape", "dtype", "data", "branches", "temperature", "method",
-        "draft_top_p", "repeats", "quick", "seed",
-    )  # fmt: skip
     max_tokens = args.max_tokens if args.max_tokens is not None else 32 if args.quick else 96
     drafts = tuple(read_list("--drafts", args.drafts, int))
-    options = TuneOptions(**{name: getattr(args, name) for name in names}, max_tokens=max_tokens, drafts=drafts)
+    options = options_from(TuneOptions, args, max_tokens=max_tokens, drafts=drafts)
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_COLUMNS)
@@ -87,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     tuned.plan.save(args.out)
     console.print(f"plan: {args.out}; Engine(plan={str(args.out)!r}) uses it", highlight=False, markup=False)
     if args.json is not None:
-        settings = {name: str(getattr(options, name)) for name in (*names, "max_tokens", "drafts")}
+        settings = {name: str(value) for name, value in vars(options).items()}
         args.json.write_text(json.dumps({**report(tuned), "options": settings}, indent=1) + "\n")
     return 0
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from seedmp.system import affinity_cores
 
 
 def describe_node() -> dict[str, Any]:
@@ -17,11 +18,10 @@ def describe_node() -> dict[str, Any]:
     import transformers
     import zmq
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "machine": platform.machine(),
-        "cores": cores,
+        "cores": affinity_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
         "python": platform.python_version(),

@@ -12,20 +12,20 @@ from itertools import chain, islice
 
 import numpy as np
 
-from seedmp.scheduler.branches import MIN_SHARED_TOKENS
 from seedmp.token_tree.ngram import NgramShape, propose_ngram_tree
 from seedmp.token_tree.tree import TokenTree
 
 MAX_ENDED = 32  # texts remembered after their branch ended
 MAX_COMPARED = 96  # texts considered for one proposal: the youngest branches, then what ended last
 MAX_SEARCHED = 16  # texts looked in for one proposal, those with the longest common prefix
+MIN_EQUAL_TOKENS = 16  # equal first tokens that make two texts siblings
 _NOTHING = np.empty(0, np.int32)
 
 
 class SiblingTexts:
     """The texts of live branches, as of their last proposal, and of the last few that ended.
 
-    Siblings are texts whose first MIN_SHARED_TOKENS tokens are equal, or all of a shorter text.
+    Siblings are texts whose first MIN_EQUAL_TOKENS tokens are equal, or all of a shorter text.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class SiblingTexts:
         candidates = []
         for other in islice(chain(reversed(self._live.values()), reversed(self._ended)), MAX_COMPARED):
             num_shared = _num_shared(text, other)
-            if num_shared >= min(MIN_SHARED_TOKENS, len(text), len(other)) and num_shared < len(other):
+            if num_shared >= min(MIN_EQUAL_TOKENS, len(text), len(other)) and num_shared < len(other):
                 candidates.append((num_shared, other))
         candidates.sort(key=lambda candidate: -candidate[0])
         # The common prefix is looked in once, as part of the text; but what follows it needs its last words.

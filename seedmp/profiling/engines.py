@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from seedmp.observers import ObservedEngine, observing
-from seedmp.profiling.profile import Profile, check_folder
+from seedmp.output import check_folder
+from seedmp.profiling.profile import Profile
 from seedmp.profiling.sampler import PERIOD_S
 
 

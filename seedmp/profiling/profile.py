@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 
 from seedmp.config import EngineConfig, resolve_placement
-from seedmp.errors import ConfigError, SeedmpError
+from seedmp.errors import SeedmpError
 from seedmp.measuring.node import describe_node
 from seedmp.observers import ObservedEngine
+from seedmp.output import check_folder
 from seedmp.profiling import chrome_trace, report, timeline
 from seedmp.profiling.data import ProfileData
 from seedmp.profiling.findings import diagnose
@@ -88,23 +89,6 @@ class Profile:
         for name, text in files.items():
             self.files.append(self.folder / name)
             self.files[-1].write_text(text + "\n", encoding="utf-8")
-
-
-def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder, made and found writable.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    path = Path(folder)
-    probe = path / ".seedmp-probe"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written for a profile: {error.strerror}") from None
-    return path
 
 
 def _shares_gpu(config: EngineConfig) -> bool:

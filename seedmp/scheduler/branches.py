@@ -15,7 +15,7 @@ from seedmp.scheduler.policies import QueueItem, Ticket
 from seedmp.scheduler.queue import FirstComeQueue
 from seedmp.token_tree.tree import EMPTY_TREE, TokenTree
 
-MIN_SHARED_TOKENS = 16  # equal first tokens from which on it pays to wait for a prefix, or to look into a text
+MIN_SHARED_TOKENS = 16  # a prefix must save more tokens than this for a branch to wait for it
 
 
 class BranchState(enum.Enum):

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from seedmp.checks import check_number, check_whole
 from seedmp.errors import ConfigError
 
 FORMAT = 1
@@ -111,13 +112,9 @@ class Costs:
     def __post_init__(self) -> None:
         overheads = ("forward_overhead_ms", "branch_overhead_ms", "draft_overhead_ms", "message_ms")
         for name in (*overheads, "context_ms", "cores"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9:
-                raise ConfigError(f"{name}={value!r}: must be a number >= 0")
+            check_number(name, getattr(self, name), 0, 1e9)
         for name in ("target_threads", "draft_threads"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= 4096:
-                raise ConfigError(f"{name}={value!r}: must be a whole number from 1 to 4096")
+            check_whole(name, getattr(self, name), 1, 4096)
         if not self.acceptance or not all(row and all(0 <= p <= 1 for p in row) for row in self.acceptance):
             raise ConfigError(f"acceptance {self.acceptance!r}: one row a depth, of probabilities from 0 to 1")
 

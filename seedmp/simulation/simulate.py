@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seedmp import metrics
+from seedmp.checks import check_whole
 from seedmp.config import EngineConfig
 from seedmp.draft_order import DraftOrder
 from seedmp.errors import ConfigError, InternalError
@@ -53,11 +54,10 @@ class Workload:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        limits = {"branches": (1, 1 << 17), "prompt_len": (1, MAX_PROMPT), "max_tokens": (1, MAX_PROMPT)}
-        for name, (low, high) in (limits | {"shared_len": (0, self.prompt_len)}).items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ConfigError(f"{name}={value!r}: must be a whole number from {low} to {high}")
+        check_whole("branches", self.branches, 1, 1 << 17)
+        check_whole("prompt_len", self.prompt_len, 1, MAX_PROMPT)
+        check_whole("max_tokens", self.max_tokens, 1, MAX_PROMPT)
+        check_whole("shared_len", self.shared_len, 0, self.prompt_len)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
+from seedmp.checks import check_whole
 from seedmp.errors import ConfigError
 from seedmp.search.task import Ask, Defaults, Parsed, Task
 from seedmp.search.thought_tree import Thought
@@ -156,14 +157,6 @@ def parse_state(text: str) -> State:
     return make_state(towers, held)
 
 
-def goal_reached(state_text: str, goal_text: str) -> bool:
-    """Whether a state in words has every fact of the goal; text that is no state has not."""
-    try:
-        return parse_state(state_text).reaches(goal_text)
-    except ConfigError:
-        return False
-
-
 def thought_prompt(goal_text: str, state_text: str) -> str:
     """What the bundled pair is asked for a thought (without <bos>, which its tokenizer adds).
 
@@ -255,9 +248,7 @@ class Blocksworld(Task[BlocksworldProblem]):
     defaults = Defaults(num_thoughts=6, temperature=1.0, evaluate="score", beam=3)
 
     def __init__(self, depth: int = 7) -> None:
-        if depth < 1:
-            raise ConfigError(f"depth={depth}: must be a whole number >= 1")
-        self.depth = depth
+        self.depth = check_whole("depth", depth, 1)
 
     def load(self, path: Path | None = None, limit: int | None = None) -> list[BlocksworldProblem]:
         return load_blocksworld(path, limit)

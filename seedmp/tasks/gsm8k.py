@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedmp.errors import ConfigError
+from seedmp.checks import check_whole
 from seedmp.search.task import Ask, Defaults, Parsed, Task
 from seedmp.search.thought_tree import Thought
 from seedmp.tasks.chat import conversation, plain_lines, read_label
@@ -90,9 +90,7 @@ class Gsm8k(Task[Gsm8kProblem]):
     defaults = Defaults(num_thoughts=3, temperature=0.7, evaluate="self-consistency", beam=3, stop_at_solution=False)
 
     def __init__(self, depth: int = 4) -> None:
-        if depth < 1:
-            raise ConfigError(f"depth={depth}: must be a whole number >= 1")
-        self.depth = depth
+        self.depth = check_whole("depth", depth, 1)
 
     def load(self, path: Path | None = None, limit: int | None = None) -> list[Gsm8kProblem]:
         return load_gsm8k(path, limit)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from seedmp.checks import check_whole
 from seedmp.errors import ConfigError
 
 T = TypeVar("T")
@@ -83,8 +84,8 @@ def check_limit(limit: int | None) -> None:
     Raises:
         ConfigError: it is below 1.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit}: must be a whole number >= 1, or None for all problems")
+    if limit is not None:
+        check_whole("limit", limit, 1)
 
 
 def text_field(record: dict[str, Any], name: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedmp.errors import ConfigError
+from seedmp.output import check_output
 from seedmp.token_tree.growmap import MAX_GROWMAP_SIZE, Growmap
 
 if TYPE_CHECKING:
@@ -88,22 +89,6 @@ def save_growmap(growmap: Growmap, path: str | Path) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def check_output(path: Path, suffixes: tuple[str, ...] = ()) -> None:
-    """Refuse an output file before the work begins whose result it shall hold.
-
-    Raises:
-        ConfigError: a suffix that is not allowed, no such folder, or not writable.
-    """
-    if suffixes and path.suffix not in suffixes:
-        raise ConfigError(f"{path}: the name must end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise ConfigError(f"{path}: cannot be written: it is a folder")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: cannot be written: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{path}: cannot be written: no permission")
 
 
 # --- our JSON ----------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
         (["peers", "--out", "{wrong}"], "cannot be written"),
         (["peers", "--shape", "9m"], "shape='9m'"),
         (["peers", "--repeats", "0"], "repeats=0"),
-        (["peers", "--precision", "0.1"], "precision=0.1: must be from 0.5 to 100 percent"),
+        (["peers", "--precision", "0.1"], "precision=0.1: must be a finite number from 0.5 to 100"),
         (["peers", "--precision", "nan"], "precision=nan"),
         (["peers", "--precision", "2", "--repeats", "3"], "a spread needs 5 or more"),
         (["peers", "--target", "{folder}"], "give --draft too"),

@@ -42,8 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Overlap is a formula over spans.
     "metrics": {"trace"},
     # Which rule a tree needs: names alone, until somebody asks for a rule of his own.
-    "methods": {"decoding", "sampling", "scheduler", "token_tree"},
-    "token_tree": {"drawing"},
+    "methods": {"decoding", "sampling", "token_tree"},
+    "token_tree": {"drawing", "output"},
     "decoding": {"sampling", "token_tree"},
     "draft_order": {"token_tree"},
     "request": {"metrics"},
@@ -78,14 +78,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"search"},
     # It knows no task: users bring their own.
     "search": {"drawing", "engine", "metrics", "request", "sampling"},
-    "solve": {"engine", "metrics", "search", "tasks"},
+    "solve": {"engine", "metrics", "output", "search", "tasks"},
     # methods: how many ended texts a lookup keeps. models: what an inflated model weighs.
-    "measuring": {"config", "engine", "methods", "metrics", "models", "request", "sampling"},
+    "measuring": {"config", "engine", "methods", "metrics", "models", "request", "sampling", "system"},
     # The simulator is a host of the real scheduler.
     "simulation": {"config", "draft_order", "metrics", "sampling", "scheduler", "token_tree"},
     # simulation: a profile is priced for the simulator.
-    "profiling": {"config", "drawing", "engine", "ipc", "measuring", "metrics", "observers", "pages", "sampling"}
-    | {"simulation", "system", "trace"},
+    "profiling": {"config", "drawing", "engine", "ipc", "measuring", "metrics", "observers", "output", "pages"}
+    | {"sampling", "simulation", "system", "trace"},
     # workers, ipc, scheduler: forwards are timed with the code that runs them. tasks: prompts when none are given.
     "tuning": {"config", "decoding", "draft_order", "engine", "ipc", "measuring", "methods", "metrics", "models"}
     | {"plan", "request", "sampling", "scheduler", "simulation", "system", "tasks", "token_tree"}
@@ -94,8 +94,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"models"},
     # tuning.acceptance: a growmap is fitted before it is measured. solve: solve rates are of `seedmp solve`'s searches.
     "benchmarks": {"config", "decoding", "detokenize", "draft_order", "drawing", "engine", "measuring", "methods"}
-    | {"metrics", "models", "pages", "request", "sampling", "scheduler", "search", "solve", "system"}
-    | {"tasks", "token_tree", "tuning"},
+    | {"metrics", "models", "output", "pages", "request", "sampling", "scheduler", "search", "solve"}
+    | {"system", "tasks", "token_tree", "tuning"},
     # Documents are the prompts of the tasks; training.optimiser.
     "recipes": {"tasks", "training"},
     "commands": ANY,
@@ -103,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stop_text": set(),
     "drawing": set(),
     "pages": {"drawing"},
+    "output": set(),
 }
 
 # Nothing that is installed for users may need these.
