@@ -147,3 +147,33 @@ def wait_for_kept(engine: Engine, num: int) -> float:
     while (kept := engine.stats()["branches_kept"]) != num and time.monotonic() < deadline:
         pass
     return kept
+
+
+def test_a_score_goes_to_the_group_that_holds_the_branch() -> None:
+    """Each group has arenas of its own; the wrong one would have to compute the whole context."""
+    with Engine(num_drafts=2, schedule="parallel", k_config=(1, 1), kv_slots=512, target_threads=1) as engine:
+        root = engine.open(PROMPT)
+        children = root.fork(2, PARAMS, timeout=TIMEOUT_S)
+        for child in (*children, *children[::-1]):
+            before, _ = prefilled(engine)
+            child.score(JUDGES, timeout=TIMEOUT_S)
+            computed = prefilled(engine)[0] - before
+            assert computed <= 2, f"{computed} of {len(child.token_ids)} context tokens, with KV of nearly all of them"
+        judged = [child.append("\nIs that right?") for child in children]
+        for branch, child in zip(judged, children, strict=True):
+            before, _ = prefilled(engine)
+            branch.score([" yes", " no"], timeout=TIMEOUT_S)
+            assert prefilled(engine)[0] - before <= len(branch.token_ids) - len(child.token_ids) + 2
+
+
+def test_a_priority_and_a_user_change_no_text(engine: Engine) -> None:
+    root = engine.open(PROMPT)
+    (plain,) = root.fork(1, PARAMS, timeout=TIMEOUT_S)
+    (urgent,) = root.fork(1, PARAMS, timeout=TIMEOUT_S, priority=1000, user="ann")
+    assert urgent.token_ids == plain.token_ids
+    (output,) = engine.generate([root.token_ids], PARAMS, priority=-5, user="bob", timeout=TIMEOUT_S)
+    assert plain.output is not None and output.token_ids == plain.output.token_ids
+    with pytest.raises(RejectedError, match="priority=1001"):
+        root.extend(PARAMS, priority=1001)
+    with pytest.raises(RejectedError, match="at most 256 characters"):
+        engine.submit(PROMPT, PARAMS, user=300 * "x")
