@@ -44,7 +44,8 @@ class Drafting:
 
     def send_tasks(self, now_ns: int) -> list[Action]:
         """A task for each branch that can be drafted for; without a draft a branch is proposed at once."""
-        config, orders = self.state.config, []
+        config = self.state.config
+        orders: list[Action] = []
         for ticket in self.state.policy.draft_order(self.state.branches.tickets(BranchState.DRAFTABLE)):
             branch = self.state.branches.by_id[ticket.branch_id]
             room = self._room_of(branch)

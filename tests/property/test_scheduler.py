@@ -509,8 +509,8 @@ def test_the_earliest_ready_is_served_first_whatever_arrived_first() -> None:
         world.tell(events.ProposalArrived(order.worker_id, branch_id, 0, 0, ready_ns[branch_id], tree, "rows"))
     world.tasks.clear()
     for branch_id in (1, 2, 0):
-        orders = world.scheduler.decide(world.now_ns)
-        perform([order for order in orders if not isinstance(order, actions.SendDraftTask)], world)
+        decided = world.scheduler.decide(world.now_ns)
+        perform([order for order in decided if not isinstance(order, actions.SendDraftTask)], world)
         assert world.forward is not None
         assert [s.branch_id for s in world.forward.segments] == [branch_id]
         world.finish_forward()
