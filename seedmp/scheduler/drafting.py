@@ -57,7 +57,7 @@ class Drafting:
             if not self.workers:
                 break
             self.state.counters["shared_draft_tokens"] += branch.draft_path.share(branch.tokens)
-            if self._worth_waiting(branch):
+            if self._computing and self._worth_waiting(branch):
                 continue
             static, adaptive = self._tree_of(room)
             num_tree = static.num_drafted if static else adaptive.max_drafted if adaptive else 0
