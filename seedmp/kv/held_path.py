@@ -38,14 +38,17 @@ class HeldPath:
         Returns:
             the number of slots gained.
         """
-        before, tail = len(self.slots), self.tail
-        while len(self.slots) < len(tokens) - 1:
-            slot = self.tree.find_child(self.tail, tokens[len(self.slots)])
-            if slot is None:
+        slots, end = self.slots, len(tokens) - 1
+        before, old_tail = len(slots), self.tail
+        tail = old_tail
+        while len(slots) < end:
+            known = self.tree.find_child(tail, tokens[len(slots)])
+            if known is None:
                 break
-            self.slots.append(slot)
-        self._move_hold(tail)
-        return len(self.slots) - before
+            slots.append(known)
+            tail = known
+        self._move_hold(old_tail, tail)
+        return len(slots) - before
 
     def extend(self, token_ids: Sequence[int], leased: Sequence[int]) -> list[int]:
         """Go on with tokens whose KV is in leased slots, which are registered.
@@ -53,21 +56,22 @@ class HeldPath:
         Returns:
             leased slots that were not needed, because the token was registered already; they stay leased.
         """
-        tail, spare = self.tail, []
+        old_tail, spare = self.tail, []
+        tail = old_tail
         for token_id, slot in zip(token_ids, leased, strict=True):
-            known = self.tree.find_child(self.tail, token_id)
+            known = self.tree.find_child(tail, token_id)
             if known is None:
-                self.slots.append(self.tree.register(self.tail, token_id, slot))
+                known = self.tree.register(tail, token_id, slot)
             else:
-                self.slots.append(known)
                 spare.append(slot)
-        self._move_hold(tail)
+            self.slots.append(known)
+            tail = known
+        self._move_hold(old_tail, tail)
         return spare
 
     def pop(self) -> None:
         """Give up the tail."""
-        tail = self.slots.pop()
-        self._move_hold(tail)
+        self._move_hold(self.slots.pop(), self.tail)
 
     def pin(self, owner: Hashable, length: int | None = None) -> None:
         """Pin the first ``length`` slots, or all, for an owner, as ``SlotTree.pin``."""
@@ -76,15 +80,14 @@ class HeldPath:
 
     def drop(self) -> None:
         """Hold nothing more; the slots stay as a cached prefix until room is needed."""
-        tail = self.tail
+        self._move_hold(self.tail, NO_SLOT)
         self.slots.clear()
-        self._move_hold(tail)
 
-    def _move_hold(self, old_tail: int) -> None:
-        if old_tail == self.tail:
+    def _move_hold(self, old_tail: int, tail: int) -> None:
+        if old_tail == tail:
             return
-        if self.tail != NO_SLOT:
-            self.tree.hold(self.tail)
+        if tail != NO_SLOT:
+            self.tree.hold(tail)
         if old_tail != NO_SLOT:
             self.tree.release(old_tail)
 

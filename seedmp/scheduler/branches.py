@@ -27,6 +27,8 @@ class BranchState(enum.Enum):
     PROPOSED = "proposed"  # for a forward
     VERIFYING = "verifying"  # for the forward's end
 
+    __hash__ = object.__hash__  # members are single objects; Enum's own hash costs 4 us a round
+
 
 _S = BranchState
 TRANSITIONS = {
@@ -105,7 +107,7 @@ class Branch:
 
     def queue_item(self) -> QueueItem | None:
         """What it wants of the target, if anything."""
-        num_uncached = len(self.tokens) - len(self.target_path)
+        num_uncached = len(self.tokens) - len(self.target_path.slots)
         if self.state is BranchState.PROPOSED:
             since_ns, num_rows, is_proposal = self.ready_ns, num_uncached + len(self.tree), True
         elif self.state in (BranchState.DRAFTABLE, BranchState.DRAFTING) and num_uncached > 1:

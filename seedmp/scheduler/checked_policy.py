@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from seedmp.config import POLICIES
@@ -39,7 +39,7 @@ class CheckedPolicy:
         if not isinstance(selection, Selection):
             self._refuse(f"select returned a {type(selection).__name__}: must be a Selection")
         ids, hold_ns = selection.branch_ids, selection.hold_until_ns
-        self._check_known("select", ids, [item for branch_id in ids if (item := queue.get(branch_id))], "in the queue")
+        self._check_known("select", ids, queue.get, "in the queue")
         if not ids and hold_ns is None and not is_woken:
             self._refuse("select chose nothing and named no time, and no proposal is on its way: nobody would wake it")
         if not ids and hold_ns is not None and hold_ns <= outlook.now_ns:
@@ -49,8 +49,8 @@ class CheckedPolicy:
     def admit(self, waiting: Sequence[Ticket], num_active: int) -> Sequence[int]:
         """As ``Policy.admit``."""
         ids = self.policy.admit(waiting, num_active)
-        known = {ticket.branch_id for ticket in waiting}
-        self._check_known("admit", ids, [branch_id for branch_id in ids if branch_id in known], "waiting")
+        known = {ticket.branch_id: ticket for ticket in waiting}
+        self._check_known("admit", ids, known.get, "waiting")
         if not ids and not num_active:
             self._refuse("admit chose nobody although no branch is active: nobody would wake it")
         return ids
@@ -85,11 +85,12 @@ class CheckedPolicy:
     def ended(self, ticket: Ticket) -> None:
         self.policy.ended(ticket)
 
-    def _check_known(self, choice: str, ids: Sequence[int], known: Sequence[object], where: str) -> None:
-        if len(set(ids)) < len(ids):
+    def _check_known(self, choice: str, ids: Sequence[int], find: Callable[[int], object], where: str) -> None:
+        if len(ids) > 1 and len(set(ids)) < len(ids):
             self._refuse(f"{choice} chose branches {list(ids[:8])}: must name each branch once")
-        if len(known) < len(ids):
-            self._refuse(f"{choice} chose branches {list(ids[:8])}: must be branches that are {where}")
+        for branch_id in ids:
+            if find(branch_id) is None:
+                self._refuse(f"{choice} chose branch {branch_id!r}: must be one that is {where}")
 
     def _refuse(self, text: str) -> NoReturn:
         made = type(self.policy)

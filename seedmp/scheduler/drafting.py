@@ -54,7 +54,7 @@ class Drafting:
             if not self.workers:
                 break
             self.state.counters["shared_draft_tokens"] += branch.draft_path.share(branch.tokens)
-            if self._worth_waiting(branch):
+            if self._computing and self._worth_waiting(branch):
                 continue
             shape = self.method.shape_within(room)
             assert shape is not None, f"method {self.method.name} has drafts, but no tree for them to grow"
@@ -79,7 +79,7 @@ class Drafting:
 
     def _worth_waiting(self, branch: Branch) -> bool:
         """Whether another branch is just computing a prompt that this one could share."""
-        known = len(branch.draft_path)
+        known = len(branch.draft_path.slots)
         if len(branch.tokens) - known <= MIN_SHARED_TOKENS:
             return False
         shared = branch.tokens[: known + MIN_SHARED_TOKENS]
@@ -91,7 +91,7 @@ class Drafting:
         Raises:
             OutOfSlotsError: there are none until a round in flight ends.
         """
-        pending = tuple(branch.tokens[len(branch.draft_path) :])
+        pending = tuple(branch.tokens[len(branch.draft_path.slots) :])
         slots = self._lease_slots(branch, len(pending) + num_tree)
         worker_id = self.state.policy.worker(branch.ticket, {worker: self._loads[worker] for worker in self.workers})
         lease = branch.task = DraftLease(
@@ -102,7 +102,7 @@ class Drafting:
         self.leases[branch.branch_id, branch.round] = lease
         if lease.is_long:
             self._computing[branch.branch_id] = branch
-        num_prefill = max(0, branch.prompt_len - 1 - len(branch.draft_path))
+        num_prefill = max(0, branch.prompt_len - 1 - len(branch.draft_path.slots))
         self.state.counters["draft_prefill_tokens"] += num_prefill
         branch.counters.draft_prefill_tokens += num_prefill
         self.state.branches.move(branch, BranchState.DRAFTING)
@@ -222,7 +222,8 @@ class Drafting:
                 break  # a leaf: it has no draft KV, nor has what may follow it
             token_ids.append(segment.tree.token_ids[node_idx])
             slots.append(lease.tree_slots[drafted_idx])
-        self.slots.give_back(branch.draft_path.extend(token_ids, slots))
+        if slots:
+            self.slots.give_back(branch.draft_path.extend(token_ids, slots))
         self.slots.give_back(slot for slot in lease.tree_slots if slot not in slots)
 
     def forget(self, branch: Branch) -> None:

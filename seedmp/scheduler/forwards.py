@@ -94,7 +94,8 @@ class Forwards:
         """Keep the slots of accepted nodes, free those of the others."""
         token_ids, slots = segment.tree.token_ids, segment.tree_slots
         path = branch.target_path
-        self.slots.give_back(path.extend([token_ids[idx] for idx in accepted], [slots[idx] for idx in accepted]))
+        if accepted:
+            self.slots.give_back(path.extend([token_ids[idx] for idx in accepted], [slots[idx] for idx in accepted]))
         self.give_back_tree(segment, accepted)
 
     def give_back_tree(self, segment: Segment, accepted: tuple[int, ...] = ()) -> None:
@@ -126,14 +127,15 @@ class Forwards:
         """Lease and register slots for one branch's rows; None when there is nothing to run."""
         self.share(branch)
         path = branch.target_path
-        start, num_uncached = len(path), len(branch.tokens) - len(path)
+        start = len(path.slots)
+        num_uncached = len(branch.tokens) - start
         verify = branch.state is BranchState.PROPOSED and (num_uncached == 1 or num_uncached <= budget)
         end = len(branch.tokens) if verify else min(len(branch.tokens) - 1, start + max(budget, 1))
         tree = branch.tree if verify else EMPTY_TREE
         if end == start:
             return None
         slots = self.slots.lease(end - start + len(tree))
-        context = tuple(path)
+        context = tuple(path.slots)
         chain_ids = branch.tokens[start:end]
         self.slots.give_back(path.extend(chain_ids, slots[: end - start]))
         self.state.branches.requeue(branch)

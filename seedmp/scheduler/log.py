@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from seedmp.scheduler.actions import Action, RunForward, SendDraftTask, WakeAt
@@ -72,8 +72,8 @@ class EventLog:
 
     def add(self, event: Event | None, now_ns: int) -> None:
         """Begin an entry; None is a decision."""
-        if isinstance(event, ProposalArrived):
-            event = replace(event, payload=None)
+        if type(event) is ProposalArrived:
+            event = _without_payload(event)
         self._entries.append(Entry(self._next_id, now_ns, event))
         self._next_id += 1
         self._num_tokens += _num_tokens(event)
@@ -90,8 +90,15 @@ class EventLog:
         return "\n".join(str(entry) for entry in self._entries if entry.concerns(branch_id) or branch_id == NO_BRANCH)
 
 
+def _without_payload(event: ProposalArrived) -> ProposalArrived:
+    return ProposalArrived(
+        event.worker_id, event.branch_id, event.round, event.started_ns, event.ready_ns, event.tree, None,
+        event.drafted_idx,
+    )  # fmt: skip
+
+
 def _num_tokens(event: Event | None) -> int:
-    return len(event.prompt_ids) if isinstance(event, BranchSubmitted | ScoreRequested) else 0
+    return len(event.prompt_ids) if type(event) is BranchSubmitted or type(event) is ScoreRequested else 0
 
 
 def _branches_of(order: Action) -> tuple[int, ...]:

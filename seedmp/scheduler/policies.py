@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Ticket:
     user: str = ""
 
 
-@dataclass(frozen=True)
-class QueueItem:
+class QueueItem(NamedTuple):
     """A branch with work for the target, since ``ready_ns``; it asks for ``num_rows`` rows of a forward.
 
     ``is_proposal`` is false for a part of a prompt. The rest is as in ``Ticket``.

@@ -54,7 +54,7 @@ class QueueView:
         return (item for item in self._queue if item.branch_id not in self._without)
 
     def __bool__(self) -> bool:
-        return any(True for _ in self)
+        return any(True for _ in self) if self._without else len(self._queue) > 0
 
     def get(self, branch_id: int) -> QueueItem | None:
         """A branch's item, if it is in."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -123,7 +122,7 @@ def test_fcfs_batch_reads_no_further_than_the_first_that_does_not_fit() -> None:
 
 
 def test_what_is_most_urgent_goes_first_and_equal_ones_first_come() -> None:
-    queue = [replace(item(i, num_rows=16), priority=priority) for i, priority in enumerate([0, 2, 0, 2, -1])]
+    queue = [item(i, num_rows=16)._replace(priority=priority) for i, priority in enumerate([0, 2, 0, 2, -1])]
     assert Priority().select(queue, outlook(max_rows=48)) == Selection((1, 3, 0))
     tickets = [Ticket(i, i, priority) for i, priority in enumerate([0, 2, 0, 2, -1])]
     assert Priority().admit(tickets, 0) == [1, 3, 0, 2, 4]
@@ -142,7 +141,7 @@ def test_with_equal_priorities_it_is_fcfs_batch() -> None:
 def test_the_user_with_the_fewest_tokens_goes_first() -> None:
     policy = Fair()
     tickets = [Ticket(i, i, 0, user) for i, user in enumerate(["greedy", "greedy", "modest"])]
-    queue = [replace(item(i, num_rows=16), user=ticket.user) for i, ticket in enumerate(tickets)]
+    queue = [item(i, num_rows=16)._replace(user=ticket.user) for i, ticket in enumerate(tickets)]
     for ticket in tickets:
         policy.submitted(ticket)
     assert policy.select(queue, outlook(max_rows=16)) == Selection((0,))
@@ -185,7 +184,7 @@ def view(*items: QueueItem) -> QueueView:
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (Selection((7,)), "chose branches .7.: must be branches that are in the queue"),
+        (Selection((7,)), "chose branch 7: must be one that is in the queue"),
         (Selection((0, 1, 0)), "must name each branch once"),
         (Selection(), "chose nothing and named no time"),
         (Selection((), NOW_NS), "must be later than now"),
@@ -212,7 +211,7 @@ def test_what_was_preempted_in_this_decision_cannot_be_selected() -> None:
 @pytest.mark.parametrize(
     ("choice", "answer", "text"),
     [
-        ("admit", [3], "must be branches that are waiting"),
+        ("admit", [3], "chose branch 3: must be one that is waiting"),
         ("admit", [1, 1], "must name each branch once"),
         ("admit", [], "nobody although no branch is active"),
         ("draft_order", [], "must be the 2 given"),
