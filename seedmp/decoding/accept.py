@@ -1,6 +1,6 @@
 """From a token tree and the target's logits to a verdict: which path is kept, and the token after it.
 
-Adding a rule: a class below ``AcceptRule`` in a file of its own, and its name in ``rules.RULES``. docs/methods.md has
+Adding a rule: a class below ``AcceptRule`` in a file of its own, and its name in ``RULES``. docs/methods.md has
 the mathematics of the built-in rules.
 
 Dimension letters: N tree nodes, I internal nodes (the root and every node with children),
@@ -17,10 +17,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from seedmp.decoding.rules import RULES, rule_for
 from seedmp.errors import ConfigError, ProtocolError
+from seedmp.registry import Registry
 from seedmp.sampling import Noise, TargetLaw
 from seedmp.token_tree.tree import ProposalKind, TokenTree
+
+GREEDY, TARGET_SAMPLE, SPECINFER, SEQUOIA = "greedy", "target-sample", "specinfer", "sequoia"
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,27 @@ class AcceptRule(ABC):
         position: int,
     ) -> Verdict:
         """Decide about a tree that the rule fits; an empty tree is plain sampling. Arguments as in ``accept``."""
+
+
+RULES: Registry[type[AcceptRule]] = Registry(
+    "rule",
+    {
+        GREEDY: "seedmp.decoding.greedy:GreedyRule",
+        TARGET_SAMPLE: "seedmp.decoding.target_sample:TargetSampleRule",
+        SPECINFER: "seedmp.decoding.specinfer:SpecInferRule",
+        SEQUOIA: "seedmp.decoding.sequoia:SequoiaRule",
+    },
+)
+_OF_KIND = {
+    ProposalKind.DETERMINISTIC: TARGET_SAMPLE,
+    ProposalKind.IID: SPECINFER,
+    ProposalKind.WITHOUT_REPLACEMENT: SEQUOIA,
+}
+
+
+def rule_for(kind: ProposalKind, target_temperature: float) -> str:
+    """Name of the lossless rule that accepts most for trees of this kind."""
+    return GREEDY if target_temperature == 0 else _OF_KIND[kind]
 
 
 @cache

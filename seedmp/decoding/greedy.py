@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from seedmp.decoding.accept import AcceptRule, DraftRows, Verdict
-from seedmp.decoding.rules import GREEDY
+from seedmp.decoding.accept import GREEDY, AcceptRule, DraftRows, Verdict
 from seedmp.sampling import Noise, TargetLaw
 from seedmp.token_tree.tree import NO_PARENT, TokenTree
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from seedmp.decoding.rules import SEQUOIA
+from seedmp.decoding.accept import SEQUOIA
 from seedmp.decoding.specinfer import SpecInferTrial
 from seedmp.decoding.trials import TrialRule
 from seedmp.token_tree.tree import ProposalKind

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from seedmp.decoding.rules import SPECINFER
+from seedmp.decoding.accept import SPECINFER
 from seedmp.decoding.trials import TrialRule
 from seedmp.errors import ProtocolError
 from seedmp.token_tree.tree import ProposalKind

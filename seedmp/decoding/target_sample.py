@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from seedmp.decoding.accept import AcceptRule, DraftRows, Verdict, target_probs
+from seedmp.decoding.accept import TARGET_SAMPLE, AcceptRule, DraftRows, Verdict, target_probs
 from seedmp.decoding.greedy import follow_target
-from seedmp.decoding.rules import TARGET_SAMPLE
 from seedmp.sampling import Noise, Purpose, TargetLaw
 from seedmp.token_tree.tree import NO_PARENT, TokenTree
 

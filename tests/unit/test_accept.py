@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from seedmp.decoding.accept import AcceptRule, DraftRows, Verdict, accept, check_rule, choose_rule, load_rule
+from seedmp.decoding.accept import RULES, AcceptRule, DraftRows, Verdict, accept, check_rule, choose_rule, load_rule
 from seedmp.decoding.greedy import follow_target
 from seedmp.decoding.propose import DraftLaw, noise_size, propose_children
-from seedmp.decoding.rules import RULES
 from seedmp.decoding.sequoia import SequoiaTrial
 from seedmp.decoding.specinfer import SpecInferTrial
 from seedmp.decoding.target_sample import sample_token
