@@ -82,7 +82,7 @@ class Calibration:
         """A continuation [P] by the target alone, and the logits [P, V] that its tokens were drawn from."""
         import torch
 
-        from seedmp.decoding.target_sample import sample_token
+        from seedmp.decoding.accept import sample_token
         from seedmp.sampling import Noise, Purpose, TargetLaw
 
         law, noise = TargetLaw(self.temperature), Noise(self.options.seed, stream)

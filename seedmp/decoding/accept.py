@@ -19,8 +19,8 @@ import torch
 
 from seedmp.errors import ConfigError, ProtocolError
 from seedmp.registry import Registry
-from seedmp.sampling import Noise, TargetLaw
-from seedmp.token_tree.tree import ProposalKind, TokenTree
+from seedmp.sampling import Noise, Purpose, TargetLaw
+from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
 
 GREEDY, TARGET_SAMPLE, SPECINFER, SEQUOIA = "greedy", "target-sample", "specinfer", "sequoia"
 
@@ -88,6 +88,44 @@ class DraftRows:
             raise ProtocolError("equal siblings in a tree that was drawn without replacement")
 
 
+@dataclass(frozen=True)
+class TargetPass:
+    """One pass of the target over a token tree, as a rule sees it; arguments as in ``accept``."""
+
+    tree: TokenTree
+    draft_rows: DraftRows | None
+    logits: torch.Tensor
+    law: TargetLaw
+    noise: Noise
+    position: int
+
+    def probs(self, node_idx: int) -> np.ndarray:
+        """[vocab_size] float32, the target's law after one node; NO_PARENT: after the committed prefix."""
+        probs: np.ndarray = self.law.probs(self.logits[node_idx + 1 : node_idx + 2])[0].cpu().numpy()
+        return probs
+
+    def target_token(self, node_idx: int) -> int:
+        """The token that the target itself draws after one node: a function of the seed and the position alone."""
+        depth = 0 if node_idx == NO_PARENT else self.tree.depths[node_idx]
+        probs = self.probs(node_idx)
+        return sample_token(probs, self.noise.gumbel(self.position + depth, Purpose.TARGET_TOKEN, len(probs)))
+
+
+def sample_token(probs_row: np.ndarray | torch.Tensor, gumbel: np.ndarray) -> int:
+    """One draw from a law by the Gumbel-max trick: argmax(log p + g).
+
+    Args:
+        probs_row: [V] float32 or float64, any positive scale. If nothing has mass the result
+            is token 0, so that a broken row ends no request.
+        gumbel: [V] float64 standard Gumbel noise; same noise, same token.
+    """
+    probs = probs_row.cpu().numpy() if isinstance(probs_row, torch.Tensor) else probs_row
+    with np.errstate(divide="ignore", invalid="ignore"):
+        keys = np.log(probs, dtype=np.float64)
+    keys += gumbel
+    return int(keys.argmax())
+
+
 class AcceptRule(ABC):
     """How the verifier judges a token tree. A rule has no state.
 
@@ -106,16 +144,8 @@ class AcceptRule(ABC):
         return kind in self.kinds and (target_temperature == 0 or not self.only_greedy)
 
     @abstractmethod
-    def judge(
-        self,
-        tree: TokenTree,
-        draft_rows: DraftRows | None,
-        logits: torch.Tensor,
-        law: TargetLaw,
-        noise: Noise,
-        position: int,
-    ) -> Verdict:
-        """Decide about a tree that the rule fits; an empty tree is plain sampling. Arguments as in ``accept``."""
+    def judge(self, seen: TargetPass) -> Verdict:
+        """Decide about a tree that the rule fits; an empty tree is plain sampling."""
 
 
 RULES: Registry[type[AcceptRule]] = Registry(
@@ -213,10 +243,4 @@ def accept(
     """
     assert logits.shape[0] == len(tree) + 1, f"{logits.shape[0]} rows of logits for {len(tree)} nodes"
     check_rule(rule, tree.kind if len(tree) else next(iter(rule.kinds)), law.temperature)
-    return rule.judge(tree, draft_rows, logits, law, noise, position)
-
-
-def target_probs(law: TargetLaw, logits: torch.Tensor, node_idx: int) -> np.ndarray:
-    """[vocab_size] float32, the target's law after one node; NO_PARENT: after the committed prefix."""
-    probs: np.ndarray = law.probs(logits[node_idx + 1 : node_idx + 2])[0].cpu().numpy()
-    return probs
+    return rule.judge(TargetPass(tree, draft_rows, logits, law, noise, position))

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from seedmp.decoding.accept import GREEDY, AcceptRule, DraftRows, Verdict
-from seedmp.sampling import Noise, TargetLaw
+from seedmp.decoding.accept import GREEDY, AcceptRule, TargetPass, Verdict
 from seedmp.token_tree.tree import NO_PARENT, TokenTree
 
 
@@ -55,14 +54,6 @@ class GreedyRule(AcceptRule):
     name = GREEDY
     only_greedy = True
 
-    def judge(
-        self,
-        tree: TokenTree,
-        draft_rows: DraftRows | None,
-        logits: torch.Tensor,
-        law: TargetLaw,
-        noise: Noise,
-        position: int,
-    ) -> Verdict:
-        greedy = greedy_tokens(logits, law.vocab_size)
-        return Verdict(*follow_target(tree, lambda node_idx: greedy[node_idx + 1]))
+    def judge(self, seen: TargetPass) -> Verdict:
+        greedy = greedy_tokens(seen.logits, seen.law.vocab_size)
+        return Verdict(*follow_target(seen.tree, lambda node_idx: greedy[node_idx + 1]))

@@ -9,14 +9,12 @@ from abc import abstractmethod
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from seedmp.decoding.accept import AcceptRule, DraftRows, Verdict, target_probs
-from seedmp.decoding.target_sample import sample_token
+from seedmp.decoding.accept import AcceptRule, TargetPass, Verdict, sample_token
 from seedmp.errors import ProtocolError
-from seedmp.sampling import Noise, Purpose, TargetLaw
+from seedmp.sampling import Purpose
 from seedmp.token_tree.merge import MergedTree
-from seedmp.token_tree.tree import NO_PARENT, TokenTree
+from seedmp.token_tree.tree import NO_PARENT
 
 
 class Trial(Protocol):
@@ -50,15 +48,8 @@ class TrialRule(AcceptRule):
             row_probs: [m] their probabilities.
         """
 
-    def judge(
-        self,
-        tree: TokenTree,
-        draft_rows: DraftRows | None,
-        logits: torch.Tensor,
-        law: TargetLaw,
-        noise: Noise,
-        position: int,
-    ) -> Verdict:
+    def judge(self, seen: TargetPass) -> Verdict:
+        tree, draft_rows, position = seen.tree, seen.draft_rows, seen.position
         num_rows = 0 if draft_rows is None else len(draft_rows.ids)
         if num_rows != len(tree.internal_nodes):
             raise ProtocolError(f"{num_rows} draft rows for {len(tree.internal_nodes)} nodes with children")
@@ -70,18 +61,18 @@ class TrialRule(AcceptRule):
         while children := children_of[node_idx + 1]:  # with repeats where a token was drawn again
             assert draft_rows is not None
             row = tree.internal_nodes.index(node_idx)
-            trial = self.trial(target_probs(law, logits, node_idx), draft_rows.ids[row], draft_rows.probs[row])
-            uniforms = noise.uniform(position, Purpose.ACCEPT, len(children))
+            trial = self.trial(seen.probs(node_idx), draft_rows.ids[row], draft_rows.probs[row])
+            uniforms = seen.noise.uniform(position, Purpose.ACCEPT, len(children))
             for child, uniform in zip(children, uniforms.tolist(), strict=True):
                 token = tree.token_ids[child]
                 if uniform < trial.accept_prob(token):
                     break
                 trial.reject(token)
             else:
-                gumbel = noise.gumbel(position, Purpose.RECOVERED_TOKEN, len(trial.residual))
+                gumbel = seen.noise.gumbel(position, Purpose.RECOVERED_TOKEN, len(trial.residual))
                 return Verdict(tuple(path), sample_token(trial.residual, gumbel))
             path.append(child)
             node_idx = child
             position += 1
-        probs = target_probs(law, logits, node_idx)
-        return Verdict(tuple(path), sample_token(probs, noise.gumbel(position, Purpose.TARGET_TOKEN, len(probs))))
+        probs = seen.probs(node_idx)
+        return Verdict(tuple(path), sample_token(probs, seen.noise.gumbel(position, Purpose.TARGET_TOKEN, len(probs))))

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from seedmp import metrics
+from seedmp.decoding.accept import sample_token
 from seedmp.decoding.propose import DraftLaw, noise_size, propose_children, propose_coupled
 from seedmp.decoding.sequoia import SequoiaTrial
 from seedmp.decoding.specinfer import SpecInferTrial
-from seedmp.decoding.target_sample import sample_token
 from seedmp.errors import ConfigError
 from seedmp.models.packed import PackedModel
 from seedmp.sampling import Noise, Purpose, TargetLaw

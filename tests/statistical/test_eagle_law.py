@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from seedmp.decoding.accept import Verdict
-from seedmp.decoding.target_sample import sample_token
+from seedmp.decoding.accept import Verdict, sample_token
 from seedmp.sampling import Noise, Purpose, TargetLaw
 from seedmp.token_tree.tree import TokenTree
 from tests.helpers.heads import head_tensors, write_head

@@ -12,12 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from seedmp.decoding.accept import RULES, AcceptRule, DraftRows, Verdict, accept, check_rule, choose_rule, load_rule
+from seedmp.decoding.accept import (
+    RULES,
+    AcceptRule,
+    DraftRows,
+    Verdict,
+    accept,
+    check_rule,
+    choose_rule,
+    load_rule,
+    sample_token,
+)
 from seedmp.decoding.greedy import follow_target
 from seedmp.decoding.propose import DraftLaw, noise_size, propose_children
 from seedmp.decoding.sequoia import SequoiaTrial
 from seedmp.decoding.specinfer import SpecInferTrial
-from seedmp.decoding.target_sample import sample_token
 from seedmp.errors import ConfigError, ProtocolError
 from seedmp.sampling import Noise, Purpose, TargetLaw
 from seedmp.token_tree.tree import EMPTY_TREE, NO_PARENT, ProposalKind, TokenTree

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from seedmp.decoding.accept import sample_token
 from seedmp.decoding.propose import (
     MIN_DRAFT_PROB,
     Children,
@@ -18,7 +19,6 @@ from seedmp.decoding.propose import (
     propose_children,
     propose_coupled,
 )
-from seedmp.decoding.target_sample import sample_token
 from seedmp.errors import ConfigError
 from seedmp.token_tree.tree import ProposalKind
 
