@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from seedmp.errors import ConfigError
+from seedmp.models.runner import RUNNERS
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.growmap_file import parse_growmap
 from seedmp.token_tree.k_config import MAX_TREE_NODES, parse_k_config
@@ -97,6 +98,7 @@ class EngineConfig:
         policy: ``fcfs`` or ``fcfs-batch``.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's on a GPU.
         placement: ``auto``, one device for all, or a Placement.
+        runner: how forwards are run: ``eager``, or ``module:attribute`` of a runner of your own.
         kv_slots: tokens whose KV fits in the target's arena.
         draft_kv_slots: the same for the drafts' arena; None is ``kv_slots``.
         max_forward_tokens: rows of one target forward; longer prompts are prefilled in chunks.
@@ -130,6 +132,7 @@ class EngineConfig:
     policy: PolicyName = PolicyName.FCFS_BATCH
     dtype: str = "auto"
     placement: str | Placement = "auto"
+    runner: str = "eager"
     kv_slots: int = 8192
     draft_kv_slots: int | None = None
     max_forward_tokens: int = 512
@@ -168,6 +171,8 @@ class EngineConfig:
             raise ConfigError(f"draft_noise is not used by method={self.method.value}: only by {allowed}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        if self.runner not in RUNNERS.names():  # built-in ones are imported where they run
+            RUNNERS.load(self.runner)
         self._check_tree()
 
     def _check_tree(self) -> None:

@@ -53,7 +53,8 @@ from seedmp.ipc.messages import (
     WorkerReady,
 )
 from seedmp.ipc.span_ring import SpanRing, ring_path
-from seedmp.models.eagle import EagleHead, HeadSpec, PackedHead, load_head, read_head
+from seedmp.models.eagle import EagleHead, HeadSpec, load_head, read_head
+from seedmp.models.eagle_runner import HeadRunner
 from seedmp.models.features import FeatureTap
 from seedmp.models.load import (
     ModelSpec,
@@ -62,13 +63,14 @@ from seedmp.models.load import (
     load_config,
     load_model,
     load_tokenizer,
+    max_positions,
 )
-from seedmp.models.packed import PackedModel, max_positions
 from seedmp.models.prepack import prepack_linears
+from seedmp.models.runner import make_runner
 from seedmp.scheduler.scheduler import Limits, Scheduler
 from seedmp.trace import Activity
-from seedmp.workers.draft import DraftServer, TreeDrafter
-from seedmp.workers.draft_head import HeadDrafter
+from seedmp.workers.draft import DraftModel, DraftServer, TreeDrafter, WholeModel
+from seedmp.workers.draft_head import HeadModel
 from seedmp.workers.lifecycle import WorkerSpec, last_log, run_worker
 from seedmp.workers.target import TargetRunner, Verifier
 
@@ -280,11 +282,11 @@ class Supervisor:
         if tokenizer is not None:
             make_tokenizer = partial(automaton_tokenizer, tokenizer, sorted(limits.eos_token_ids))
             constrainer = Constrainer(make_tokenizer, self.vocab_size)
-        packed = PackedModel(model, arena, self.vocab_size)
+        tap = None
         if shared is not None and shared.head is not None:
             features = owned[2] if owned else shared.features
-            packed.tap = FeatureTap(model, shared.head.feature_layers, features, shared.head.target_hidden)
-        runner = TargetRunner(packed, constrainer)
+            tap = FeatureTap(model, shared.head.feature_layers, features, shared.head.target_hidden)
+        runner = TargetRunner(make_runner(config.runner, model, arena, self.vocab_size, tap), constrainer)
         layout = str(shared) if shared is not None else ""
         verifier = Verifier(
             config, scheduler, runner, self.folder, group.index, group.verifier_epoch, pipe, layout, tensors
@@ -308,13 +310,13 @@ class Supervisor:
         if welcome.tensors:
             model, arena, features = _attach_model(shared, welcome.tensors, self.draft_dtype)
         assert arena is not None
-        drafter: TreeDrafter
+        draft_model: DraftModel
         if shared.head is not None:
             assert features is not None
-            drafter = HeadDrafter(PackedHead(model, arena, self.vocab_size), features)
+            draft_model = HeadModel(HeadRunner(model, arena, self.vocab_size), features)
         else:
-            packed = PackedModel(model, arena, self.vocab_size)
-            drafter = TreeDrafter(packed, self.config.draft_top_m, noise=self.config.draft_noise)
+            draft_model = WholeModel(make_runner(self.config.runner, model, arena, self.vocab_size))
+        drafter = TreeDrafter(draft_model, self.config.draft_top_m, noise=self.config.draft_noise)
         ready()
         server.serve(drafter, beat)
 

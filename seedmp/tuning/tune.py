@@ -31,8 +31,7 @@ from seedmp.engine import Engine
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.measure import Measurement, account, describe_node
 from seedmp.models import pair
-from seedmp.models.load import ModelSpec, load_config, load_tokenizer
-from seedmp.models.packed import max_positions
+from seedmp.models.load import ModelSpec, load_config, load_tokenizer, max_positions
 from seedmp.request import RequestOutput
 from seedmp.sampling import SamplingParams
 from seedmp.system import usable_cores

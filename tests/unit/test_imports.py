@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "checks": set(),
     "registry": set(),
-    "config": {"sampling", "token_tree", "decoding"},  # a setting names a method, a tree shape and a rule
+    # A setting names a method, a tree shape, a rule and (models.runner alone, which imports no torch) a runner.
+    "config": {"sampling", "token_tree", "decoding", "models"},
     "sampling": set(),
     "trace": set(),
     "metrics": {"trace"},  # overlap is a formula over spans
@@ -38,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A proposal says what kind of tree it is; span_ring stores the activities that trace names.
     "ipc": {"sampling", "config", "token_tree", "trace"},
     "kv": {"config", "ipc"},
-    "models": {"config", "kv"},
+    "models": {"ipc", "token_tree"},  # ipc.arena: what a forward wrote is published; token_tree: NO_PARENT of its nodes
     # kv.slot_tree alone: the slot bookkeeping is part of the decision, and pure (tested below).
     "scheduler": PLAIN | {"request", "token_tree", "kv", "stopping"},
     "workers": PLAIN | {"ipc", "kv", "models", "decoding", "scheduler", "token_tree", "request"},
