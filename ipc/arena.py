@@ -1,8 +1,9 @@
 """Shared KV arenas: allocated once, attached once, addressed by slots from then on.
 
-Layout of one arena: [L, 2, S, H, D] (layers, key and value, slots, KV heads, head size), so that the
-KV of one token in one layer is one contiguous row. One writer at a time: whoever holds the lease of a
-slot (``seedmp.kv.slot_tree``); the verifier grants all leases. On a CPU the storage is a
+Layout of one arena: [L, 2, S + 1, H, D] (layers, key and value, slots, KV heads, head size), so that the
+KV of one token in one layer is one contiguous row. The last slot is never leased: rows that only fill up a
+forward (ghosts, ``seedmp.models.buckets``) write there, and nobody reads it. One writer at a time: whoever
+holds the lease of a slot (``seedmp.kv.slot_tree``); the verifier grants all leases. On a CPU the storage is a
 torch.multiprocessing shared tensor inherited through fork; between GPUs' processes a CUDA IPC handle
 travels as a typed message and the tensor is rebuilt from it.
 
@@ -26,6 +27,7 @@ from seedmp.errors import ConfigError, ProtocolError
 from seedmp.ipc.messages import CudaTensor
 
 SHARED_MEMORY_FOLDER = "/dev/shm"
+NUM_GHOSTS = 1  # slots of an arena behind those that can be leased
 
 
 class Layout(ABC):
@@ -66,8 +68,8 @@ class ArenaLayout(Layout):
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """[L, 2, S, H, D]."""
-        return self.num_layers, 2, self.num_slots, self.num_kv_heads, self.head_dim
+        """[L, 2, S + ghosts, H, D]."""
+        return self.num_layers, 2, self.num_slots + NUM_GHOSTS, self.num_kv_heads, self.head_dim
 
 
 @dataclass(frozen=True)

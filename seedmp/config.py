@@ -13,6 +13,7 @@ from seedmp.checks import check_number, check_one_of, check_whole
 from seedmp.errors import ConfigError
 from seedmp.methods.base import Method
 from seedmp.methods.registry import METHODS, make_method, method_from_plain, method_to_plain, name_of
+from seedmp.models.runner import RUNNERS
 from seedmp.registry import Registry, import_folder
 
 
@@ -65,6 +66,7 @@ class EngineConfig:
         policy: ``fcfs``, ``fcfs-batch``, ``priority`` or ``fair``, or ``module:Class`` of your own.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's on a GPU.
         placement: ``auto``, one device for all, or a Placement.
+        runner: how forwards are run: ``eager``, or ``module:attribute`` of a runner of your own.
         kv_slots: tokens whose KV fits in the target's arena.
         draft_kv_slots: the same for the drafts' arena; None is ``kv_slots``.
         max_forward_tokens: rows of one target forward; longer prompts are prefilled in chunks.
@@ -99,6 +101,7 @@ class EngineConfig:
     policy: str = "fcfs-batch"
     dtype: str = "auto"
     placement: str | Placement = "auto"
+    runner: str = "eager"
     kv_slots: int = 8192
     draft_kv_slots: int | None = None
     max_forward_tokens: int = 512
@@ -123,6 +126,8 @@ class EngineConfig:
     ) -> None:
         object.__setattr__(self, "schedule", _member(Schedule, "schedule", self.schedule))
         POLICIES.load(self.policy)
+        if self.runner not in RUNNERS.names():  # built-in ones are imported where they run
+            RUNNERS.load(self.runner)
         given = {
             "k_config": k_config, "growmap": growmap, "nodes": nodes, "max_depth": max_depth, "threshold": threshold,
             "top_k": top_k, "rule": rule,
@@ -180,7 +185,7 @@ class EngineConfig:
 
     def import_folders(self) -> list[str]:
         """Folders that parts of the user's own were imported from, so that workers find the same files."""
-        names = [name_of(self.method), self.method.draft_kind, self.method.rule, self.policy]
+        names = [name_of(self.method), self.method.draft_kind, self.method.rule, self.policy, self.runner]
         folders = [import_folder(name) for name in names if name is not None]
         return list(dict.fromkeys(folder for folder in folders if folder is not None))
 

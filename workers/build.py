@@ -25,9 +25,9 @@ from seedmp.ipc.arena import (
     layout_for,
 )
 from seedmp.ipc.messages import CudaTensor
-from seedmp.models.load import ModelSpec, eos_token_ids, load_config, load_model, load_tokenizer
-from seedmp.models.packed import PackedModel, max_positions
+from seedmp.models.load import ModelSpec, eos_token_ids, load_config, load_model, load_tokenizer, max_positions
 from seedmp.models.prepack import prepack_linears
+from seedmp.models.runner import make_runner
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.scheduler.state import Limits
 from seedmp.workers.target import TargetRunner
@@ -148,8 +148,7 @@ class Build:
         if tokenizer is not None:
             make_tokenizer = partial(automaton_tokenizer, tokenizer, sorted(limits.eos_token_ids))
             constrainer = Constrainer(make_tokenizer, self.vocab_size)
-        target = PackedModel(model, arena, self.vocab_size)
-        self.draft.connect_target(target, arenas)
+        target = make_runner(config.runner, model, arena, self.vocab_size, self.draft.tap(model, arenas))
         return Verifier(
             config, Scheduler(config, limits, decode), TargetRunner(target, constrainer, config.method.rule), folder,
             group, epoch, supervisor, str(shared), exported.handles, exported,

@@ -10,29 +10,39 @@ import torch
 from seedmp.decoding.accept import DraftRows, accept, choose_rule
 from seedmp.decoding.constraint import Constrainer, regex_of
 from seedmp.errors import ProtocolError, RequestError
-from seedmp.ipc.arena import publish_barrier
 from seedmp.ipc.messages import Proposal
-from seedmp.models.packed import PackedModel
+from seedmp.models.rows import BranchRows, pack_rows
+from seedmp.models.runner import Runner
 from seedmp.sampling import Noise, TargetLaw
 from seedmp.scheduler import actions, events
-from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
+from seedmp.token_tree.tree import ProposalKind, TokenTree
 
 
 class TargetRunner:
     """Runs forwards of the target and applies the accept rules.
 
     Args:
-        packed: the target.
+        runner: of the target.
         constrainer: of the target's tokenizer; None refuses constrained requests.
         rule: name of the accept rule that was asked for; None is the default one of each kind of tree.
 
     Runs in: verifier process, main thread.
     """
 
-    def __init__(self, packed: PackedModel, constrainer: Constrainer | None = None, rule: str | None = None) -> None:
-        self.packed = packed
+    def __init__(self, runner: Runner, constrainer: Constrainer | None = None, rule: str | None = None) -> None:
+        self._runner = runner
         self.constrainer = constrainer
         self.rule = rule
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that a text can have."""
+        return self._runner.vocab_size
+
+    @property
+    def busy_ns(self) -> int:
+        """Time spent in forwards so far."""
+        return self._runner.busy_ns
 
     def run(self, segments: Sequence[actions.Segment]) -> tuple[list[events.Outcome], dict[int, np.ndarray]]:
         """One packed forward over all segments.
@@ -45,39 +55,14 @@ class TargetRunner:
 
     def forward(self, segments: Sequence[actions.Segment]) -> torch.Tensor:
         """[rows wanted, V] logits of the last tokens and trees of the segments that are verified, in order."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        for s in segments:
-            root_position = s.position + len(s.chain_ids) - 1
-            token_ids += [*s.chain_ids, *s.tree.token_ids]
-            positions += range(s.position, root_position + 1)
-            positions += [root_position + depth for depth in s.tree.depths]
-            slots += [*s.chain_slots, *s.tree_slots]
-        allowed = np.zeros((len(token_ids), self._num_columns(segments, slots)), dtype=bool)
-        wanted: list[int] = []
-        lengths = [len(s.chain_ids) + len(s.tree) for s in segments]
-        first = 0
-        for s in segments:
-            end = first + len(s.chain_ids)
-            rows = allowed[first : end + len(s.tree)]
-            rows[:, list(s.context_slots)] = True
-            rows[: len(s.chain_ids), list(s.chain_slots)] = np.tri(len(s.chain_ids), dtype=bool)
-            for node_idx, parent in enumerate(s.tree.parents):
-                row = end + node_idx
-                allowed[row] = allowed[end - 1 if parent == NO_PARENT else end + parent]
-                allowed[row, s.tree_slots[node_idx]] = True
-            if s.verify:
-                wanted += range(end - 1, end + len(s.tree))
-            first = end + len(s.tree)
-        logits = self.packed.forward(token_ids, positions, slots, allowed, wanted or None, lengths)
-        if self.packed.tap is not None and self.packed.tap.arena is not None:
-            publish_barrier(self.packed.tap.arena)  # drafts are told of the slots next
-        return logits
-
-    @staticmethod
-    def _num_columns(segments: Sequence[actions.Segment], slots: list[int]) -> int:
-        return max(max(slots), *(max(s.context_slots, default=0) for s in segments)) + 1
+        branches = [
+            BranchRows(
+                s.context_slots, s.chain_ids, s.chain_slots, s.tree.token_ids, s.tree.parents, s.tree_slots,
+                num_wanted=1 + len(s.tree) if s.verify else 0,
+            )
+            for s in segments
+        ]  # fmt: skip
+        return self._runner.run(pack_rows(branches))
 
     def decide(
         self, segments: Sequence[actions.Segment], logits: torch.Tensor
@@ -109,7 +94,7 @@ class TargetRunner:
                 raise RequestError("the target has no tokenizer: its text cannot be constrained")
             constrained = self.constrainer.walk(regex_of(s.params), s.generated_ids, s.tree)
             rows = constrained.mask(rows)
-        law = TargetLaw(s.params.temperature, s.params.top_p, s.params.top_k, self.packed.vocab_size)
+        law = TargetLaw(s.params.temperature, s.params.top_p, s.params.top_k, self.vocab_size)
         position = s.position + len(s.chain_ids)
         assert s.params.seed is not None
         verdict = accept(

@@ -193,14 +193,12 @@ class Verifier:
 
     def _on_proposal(self, peer: bytes, msg: Proposal) -> None:
         try:
-            tree, rows = read_proposal(msg, self.runner.packed.vocab_size)
+            tree, rows = read_proposal(msg, self.runner.vocab_size)
         except ProtocolError as error:
             self.drafts.num_malformed += 1
             log.warning("dropped a malformed proposal: %s", error)
             return
-        if not self._is_current(peer, msg.epoch) or any(
-            not 0 <= t < self.runner.packed.vocab_size for t in msg.token_ids
-        ):
+        if not self._is_current(peer, msg.epoch) or any(not 0 <= t < self.runner.vocab_size for t in msg.token_ids):
             self.num_stale += 1
             return
         worker_id = _worker_id(peer)
@@ -271,7 +269,7 @@ class Verifier:
     def run_forward(self, order: actions.RunForward) -> None:
         self._send_outbox()
         start_ns = self.clock_ns()
-        forward_before = self.runner.packed.forward_ns
+        forward_before = self.runner.busy_ns
         verified = [s for s in order.segments if s.verify]
         branch_id = verified[0].branch_id if len(verified) == 1 else -1
         num_rows = sum(len(s.chain_ids) + len(s.tree) for s in order.segments)
@@ -282,7 +280,7 @@ class Verifier:
         self.ring.enter(Activity.RESAMPLE, branch_id, len(verified))
         outcomes, scores = self.runner.decide(order.segments, logits)
         end_ns = self.clock_ns()
-        self.forward_ns += self.runner.packed.forward_ns - forward_before
+        self.forward_ns += self.runner.busy_ns - forward_before
         for segment in verified:
             ready_ns = min(segment.ready_ns, start_ns)
             self.ring.note(Activity.QUEUE, segment.branch_id, len(segment.tree), ready_ns, start_ns)

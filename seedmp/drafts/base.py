@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from seedmp.draft_order import DraftOrder
     from seedmp.ipc.arena import Layout
     from seedmp.ipc.messages import Proposal
-    from seedmp.models.packed import PackedModel
+    from seedmp.models.features import FeatureTap
 
 KV, FEATURES = "kv", "features"  # names of arenas
 
@@ -132,7 +132,7 @@ class DraftKind(ABC):
         return None
 
     def layouts(self, draft_dtype: torch.dtype, target_dtype: torch.dtype) -> dict[str, Layout]:
-        """Arenas that the drafts of a group attach, by name; those in ``target_arenas`` are the verifier's, too."""
+        """Arenas that the drafts of a group and their verifier share, by name."""
         return {}
 
     def load(self, dtype: torch.dtype, device: str, target_model: Any = None) -> Any:
@@ -151,13 +151,14 @@ class DraftKind(ABC):
 
     # --- in the verifier ---
 
-    def connect_target(self, target: PackedModel, arenas: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
-        """Let the target keep what drafts need of its forwards; by default nothing.
+    def tap(self, target_model: Any, arenas: Mapping[str, torch.Tensor]) -> FeatureTap | None:
+        """What keeps the hidden states that drafts need of the target's forwards; None: they need none.
 
         Args:
-            target: that runs in this process.
+            target_model: the transformers model that this process runs.
             arenas: of ``layouts``, by name.
         """
+        return None
 
     # --- in a draft process ---
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from seedmp.drafts.base import FEATURES, KV, Drafter, DraftKind
+from seedmp.drafts.head_model import HeadModel
+from seedmp.drafts.tree_drafter import TreeDrafter
 from seedmp.errors import ConfigError
 from seedmp.ipc.arena import FeatureLayout, Layout, layout_for
 from seedmp.models import pair
-from seedmp.models.eagle import EagleHead, HeadSpec, PackedHead, load_head, read_head
+from seedmp.models.eagle import EagleHead, HeadSpec, load_head, read_head
+from seedmp.models.eagle_runner import HeadRunner
 from seedmp.models.features import FeatureTap
 from seedmp.models.load import ModelSpec
-from seedmp.models.packed import PackedModel
-from seedmp.workers.draft_head import HeadDrafter
 
 
 class HeadDraft(DraftKind):
@@ -73,9 +74,9 @@ class HeadDraft(DraftKind):
         with torch.device("meta"):
             return EagleHead(self.spec)
 
-    def connect_target(self, target: PackedModel, arenas: Mapping[str, torch.Tensor]) -> None:
-        spec = self.spec
-        target.tap = FeatureTap(target.model, spec.feature_layers, arenas[FEATURES], spec.target_hidden)
+    def tap(self, target_model: Any, arenas: Mapping[str, torch.Tensor]) -> FeatureTap:
+        return FeatureTap(target_model, self.spec.feature_layers, arenas[FEATURES], self.spec.target_hidden)
 
     def drafter(self, model: Any, arenas: Mapping[str, torch.Tensor], vocab_size: int) -> Drafter:
-        return HeadDrafter(PackedHead(model, arenas[KV], vocab_size), arenas[FEATURES])
+        runner = HeadRunner(model, arenas[KV], vocab_size)
+        return TreeDrafter(HeadModel(runner, arenas[FEATURES]), self.config.draft_top_m)

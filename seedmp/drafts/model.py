@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from seedmp.config import EngineConfig
 from seedmp.drafts.base import KV, Drafter, DraftKind
+from seedmp.drafts.tree_drafter import TreeDrafter, WholeModel
 from seedmp.errors import ConfigError
 from seedmp.ipc.arena import Layout, layout_for
 from seedmp.models import pair
 from seedmp.models.eagle import is_head
-from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model
-from seedmp.models.packed import PackedModel, max_positions
-from seedmp.workers.draft import TreeDrafter
+from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model, max_positions
+from seedmp.models.runner import make_runner
 
 
 class ModelDraft(DraftKind):
@@ -62,5 +62,5 @@ class ModelDraft(DraftKind):
             return AutoModelForCausalLM.from_config(self.model_config(), dtype=dtype)
 
     def drafter(self, model: Any, arenas: Mapping[str, torch.Tensor], vocab_size: int) -> Drafter:
-        packed = PackedModel(model, arenas[KV], vocab_size)
-        return TreeDrafter(packed, self.config.draft_top_m, noise=self.config.draft_noise)
+        runner = make_runner(self.config.runner, model, arenas[KV], vocab_size)
+        return TreeDrafter(WholeModel(runner), self.config.draft_top_m, noise=self.config.draft_noise)

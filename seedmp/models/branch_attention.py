@@ -1,5 +1,8 @@
 """Attention of packed rows, each branch over its own columns: what the others hold is never read.
 
+Layers of a transformers model call ``branch_attention`` once the model is routed here. It takes the mask of the
+layer's own window, and divides the rows by branches where that saves enough.
+
 One masked attention over the union of all contexts costs rows x columns of every branch with every other. Here the
 rows of a branch meet only the slots that one of them may see; branches of similar size are computed in one call.
 Letters: T rows, G branches of a bucket, R rows and C columns of the largest of them, H heads, D head size.
@@ -7,19 +10,22 @@ Letters: T rows, G branches of a bucket, R rows and C columns of the largest of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
-NAME = "seedmp_branches"
+from seedmp.errors import ConfigError, InternalError
+
 MIN_SAVED = 1 << 14  # row-column pairs, the unit of cost here
 COLUMN_COST = 64  # pairs that gathering a column for one branch costs; measured on CPUs: 71 at 5.8M parameters
 MAX_PADDING = 1.5  # computed pairs of a bucket ÷ wanted ones
@@ -119,17 +125,96 @@ def _bucket(rows: Sequence[np.ndarray], slots: Sequence[np.ndarray], device: tor
     return Bucket(*index)
 
 
-_SPLIT: ContextVar[Split | None] = ContextVar("split", default=None)
+# --- what a layer sees ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the layers of one forward attend to.
+
+    Args:
+        masks: additive [1, 1, T, columns] for each window: a row sees what it may, if that is fewer than so many
+            positions before it; None is no window. With a division, columns are those of ``Split.columns``.
+        windows: of each layer.
+        split: a division by branches; None attends for all rows together.
+    """
+
+    masks: dict[int | None, torch.Tensor]
+    windows: tuple[int | None, ...]
+    split: Split | None = None
+
+    @property
+    def any_mask(self) -> torch.Tensor:
+        """To be given to the model: its layers take their own from ``masks`` if they are routed here."""
+        return next(iter(self.masks.values()))
+
+    def mask_of(self, module: Any, asked_window: int | None) -> torch.Tensor:
+        """The mask of an attention layer.
+
+        Args:
+            module: the layer; ``layer_idx`` says which.
+            asked_window: the window that its model names in the call; many name none.
+
+        Raises:
+            InternalError: the model names another window than its configuration.
+        """
+        window = self.windows[0] if len(self.masks) == 1 else self.windows[module.layer_idx]
+        if asked_window is not None and asked_window != window:
+            raise InternalError(
+                f"{type(module).__name__} asks for a window of {asked_window} positions, but its model's configuration "
+                f"says {window}: this model is not served"
+            )
+        return self.masks[window]
+
+
+def layer_windows(config: Any) -> tuple[int | None, ...]:
+    """How many positions each layer attends to, its own included; None is all.
+
+    Raises:
+        ConfigError: a layer attends otherwise.
+    """
+    text_config = config.get_text_config(decoder=True)
+    window = getattr(text_config, "sliding_window", None)
+    if getattr(text_config, "use_sliding_window", True) is False:
+        window = None
+    kinds = getattr(text_config, "layer_types", None) or [_SLIDING] * text_config.num_hidden_layers
+    for kind in kinds:
+        if kind not in (_FULL, _SLIDING):
+            raise ConfigError(
+                f"model type {text_config.model_type!r} has layers of type {kind!r}: {_FULL} and {_SLIDING} are served"
+            )
+    return tuple(window if kind == _SLIDING else None for kind in kinds)
+
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_ATTENTION: ContextVar[Attention | None] = ContextVar("attention", default=None)
 
 
 @contextmanager
-def attending(split: Split | None) -> Iterator[None]:
-    """Forwards inside attend by this division; None is one masked attention."""
-    token = _SPLIT.set(split)
+def attending(attention: Attention) -> Iterator[None]:
+    """Layers that are routed here attend so in forwards inside."""
+    token = _ATTENTION.set(attention)
     try:
         yield
     finally:
-        _SPLIT.reset(token)
+        _ATTENTION.reset(token)
+
+
+# --- the layers' call -------------------------------------------------------------------------------
+
+
+def route_attention(model: Any) -> bool:
+    """Make a model's layers call ``branch_attention``; changes the implementation that its configuration names.
+
+    Returns:
+        False for a model whose layers call no attention function that could be exchanged; it stays as it is.
+    """
+    if not getattr(model, "_supports_attention_backend", True):  # an attribute of transformers' models alone
+        return False
+    config = model.config.get_text_config(decoder=True)
+    if config._attn_implementation in _ROUTES:
+        config._attn_implementation = _ROUTES[config._attn_implementation]
+    return config._attn_implementation in _ROUTES.values()
 
 
 def branch_attention(
@@ -138,37 +223,43 @@ def branch_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    attend: Callable[..., tuple[torch.Tensor, Any]] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention as transformers calls it, by branches inside ``attending``.
+    """Attention as transformers calls it; inside ``attending`` by its masks and by branches.
 
     Args:
         module: the attention layer.
         query: [1, H, T, D].
         key: [1, H or fewer, S, D], all slots of the arena where there is a division.
         value: as key.
-        attention_mask: additive, [1, 1, T, columns]: with a division those of ``Split.columns``.
+        attention_mask: additive, [1, 1, T, columns]; not read inside ``attending``.
+        attend: computes it; None is scaled dot-product attention.
         kwargs: scaling and what else a model gives.
 
     Returns:
         [1, T, H, D] and no weights.
     """
-    split = _SPLIT.get()
-    if split is None or attention_mask is None:
-        return _attend(module, query, key, value, attention_mask, **kwargs)
+    attend = attend or _attend_sdpa
+    attention = _ATTENTION.get()
+    if attention is None:
+        return attend(module, query, key, value, attention_mask, **kwargs)[0], None
+    mask = attention.mask_of(module, kwargs.get("sliding_window"))
+    if attention.split is None:
+        return attend(module, query, key, value, mask, **kwargs)[0], None
     by_slot = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [S, H, D], as they lie in the arena
     by_row = query[0].transpose(0, 1)
     result = torch.empty_like(by_row, memory_format=torch.contiguous_format)
-    for bucket in split.buckets:
+    for bucket in attention.split.buckets:
         keys, values = (_gather(slots, bucket.columns) for slots in by_slot)
-        mask = attention_mask[0, 0, :, : bucket.columns.shape[1]][bucket.rows][:, None]
-        attended, _ = _attend(module, _gather(by_row, bucket.rows), keys, values, mask, **kwargs)
+        own_mask = mask[0, 0, :, : bucket.columns.shape[1]][bucket.rows][:, None]
+        attended = attend(module, _gather(by_row, bucket.rows), keys, values, own_mask, **kwargs)[0]
         rows = bucket.rows.flatten()[bucket.places]
         result.index_copy_(0, rows, attended.flatten(0, 1)[bucket.places].to(result.dtype))
     return result[None], None
 
 
-def _attend(
+def _attend_sdpa(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -176,16 +267,25 @@ def _attend(
     mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' attention; one bfloat16 row on a CPU is asked twice, which takes torch 2.13 half the time or less.
+    """Transformers' attention; a single bfloat16 query row on a CPU is duplicated.
 
-    Its products with one row go through a slower kernel than with two: 147 against 57 us for 200 columns, 12 heads
-    of 64, with equal results.
+    Torch 2.13's kernel for two rows is more than twice as fast as the one for a single row, with equal results: 57
+    against 147 us for 200 columns, 12 heads of 64.
     """
-    lonely = query.shape[2] == 1 and mask is not None and query.dtype == torch.bfloat16 and query.device.type == "cpu"
-    if lonely:
+    is_slow = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    is_single = is_slow and query.shape[2] == 1 and mask is not None
+    if is_single:
         query = torch.cat([query, query], dim=2)
     attended, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-    return attended[:, :1] if lonely else attended, None
+    return attended[:, :1] if is_single else attended, None
+
+
+def _attend_eager(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+    """What a model without scaled dot-product attention computes: the function that stands beside its layers."""
+    result: tuple[torch.Tensor, Any] = sys.modules[type(module).__module__].eager_attention_forward(
+        module, *args, **kwargs
+    )
+    return result
 
 
 def _gather(by_row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -193,5 +293,9 @@ def _gather(by_row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return by_row.index_select(0, index.flatten()).view(*index.shape, *by_row.shape[1:]).transpose(1, 2)
 
 
-AttentionInterface.register(NAME, branch_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)  # for who calls the model without a mask of ours
+# A model's own implementation -> what it calls once it is routed here.
+_ROUTES = {"sdpa": "seedmp_branches", "eager": "seedmp_branches_eager"}
+AttentionInterface.register(_ROUTES["sdpa"], branch_attention)
+AttentionInterface.register(_ROUTES["eager"], partial(branch_attention, attend=_attend_eager))
+AttentionMaskInterface.register(_ROUTES["sdpa"], sdpa_mask)  # for who calls the model without a mask of ours
+AttentionMaskInterface.register(_ROUTES["eager"], eager_mask)

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -39,7 +38,6 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from seedmp.errors import ConfigError
 from seedmp.models.features import published_layers
 from seedmp.models.load import ModelSpec, fetch_folder, load_config, load_model
-from seedmp.models.packed import PackedModel
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # What other layouts call a tensor -> what the original EAGLE-1 layout calls it.
@@ -169,49 +167,6 @@ class EagleHead(nn.Module):
         """[D] the target's id of each of the head's own."""
         ids = torch.arange(self.spec.draft_vocab_size, device=self.lm_head.weight.device)
         return ids + self.d2t if self.spec.kind is HeadKind.EAGLE3 else ids
-
-
-class PackedHead(PackedModel):
-    """A head and its arena: packed forwards that take features and give features."""
-
-    def __init__(self, head: EagleHead, arena: torch.Tensor, vocab_size: int) -> None:
-        super().__init__(head, arena, head.spec.draft_vocab_size)
-        self.head = head
-        ids = head.target_ids()
-        self.unreal = (ids >= vocab_size).nonzero()[:, 0]  # padding of the target's vocabulary
-        self.target_ids: np.ndarray = ids.cpu().numpy()
-        self._features = torch.empty(0)
-        self.own_features = torch.empty(0)
-
-    def forward_features(
-        self,
-        token_ids: Sequence[int],
-        positions: Sequence[int],
-        slots: Sequence[int],
-        allowed: np.ndarray,
-        wanted_rows: Sequence[int],
-        features: torch.Tensor,
-        *,
-        own: bool,
-    ) -> torch.Tensor:
-        """As ``forward``, with the features of the tokens' predecessors.
-
-        Args:
-            features: [T, F] of the target, or with ``own`` [T, H] that the head made.
-
-        Returns:
-            [len(wanted_rows), D] logits; those rows' own features are in ``own_features``.
-        """
-        with torch.inference_mode():
-            features = features.to(self.device, self.head.fc.weight.dtype)
-            self._features = features if own else self.head.fuse(features)
-        return self.forward(token_ids, positions, slots, allowed, wanted_rows)
-
-    def _call(self, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
-        made = self.head(**inputs, features=self._features[None], past_key_values=self.cache)[0]
-        self.own_features = made[keep]
-        logits = self.head.logits(self.own_features)
-        return logits.index_fill_(1, self.unreal, -torch.inf) if len(self.unreal) else logits
 
 
 # --- folders ---------------------------------------------------------------------------------------

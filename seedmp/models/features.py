@@ -87,9 +87,9 @@ class FeatureTap:
         return features
 
     def store(self, slots: torch.Tensor) -> None:
-        """Write the last forward's rows at their slots [T]."""
+        """Write the first rows of the last forward, as many as there are slots, at their slots."""
         assert self.arena is not None
-        rows = self.take()[0].to(self.arena.device, self.arena.dtype)
+        rows = self.take()[0, : len(slots)].to(self.arena.device, self.arena.dtype)
         self.arena.index_copy_(0, slots.to(self.arena.device), rows)
 
 

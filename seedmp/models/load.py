@@ -127,6 +127,12 @@ def eos_token_ids(spec: ModelSpec) -> tuple[int, ...]:
     return (int(eos),) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
 
 
+def max_positions(config: Any) -> int:
+    """Positions that a model allows; very many where its configuration names no limit."""
+    text_config = config.get_text_config(decoder=True)
+    return int(getattr(text_config, "max_position_embeddings", None) or 1 << 20)
+
+
 def fetch_folder(path: str, names: Sequence[str]) -> Path:
     """The folder itself, or one with a hub id's files of these names.
 

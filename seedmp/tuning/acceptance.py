@@ -21,7 +21,8 @@ from seedmp.decoding.propose import DraftLaw, noise_size, propose_children, prop
 from seedmp.decoding.sequoia import SequoiaTrial
 from seedmp.decoding.specinfer import SpecInferTrial
 from seedmp.errors import ConfigError
-from seedmp.models.packed import PackedModel
+from seedmp.models.rows import BranchRows, pack_rows
+from seedmp.models.runner import Runner
 from seedmp.sampling import Noise, Purpose, TargetLaw
 from seedmp.token_tree.sequoia import MAX_LEVELS, parse_acceptance
 from seedmp.token_tree.tree import ProposalKind
@@ -228,18 +229,17 @@ def _of_first(accepted: np.ndarray) -> Acceptance:
     return Acceptance((tuple(np.clip(rates, 0, 1).tolist()),), (tuple(turns.tolist()),))
 
 
-def logits_along(packed: PackedModel, token_ids: Sequence[int], first: int) -> torch.Tensor:
+def logits_along(runner: Runner, token_ids: Sequence[int], first: int) -> torch.Tensor:
     """[P, V] float32 logits that decide the tokens from position ``first`` on; one forward over the text."""
     num = len(token_ids) - 1
     assert 1 <= first <= num, f"no token to decide from position {first} in a text of {len(token_ids)}"
-    slots = list(range(num))
-    logits = packed.forward(token_ids[:num], slots, slots, np.tri(num, dtype=bool), range(first - 1, num))
-    return logits.float().cpu()
+    text = BranchRows((), token_ids[:num], range(num), num_wanted=num + 1 - first)
+    return runner.run(pack_rows([text])).float().cpu()
 
 
 def along_texts(
-    target: PackedModel,
-    draft: PackedModel,
+    target: Runner,
+    draft: Runner,
     texts: Sequence[tuple[Sequence[int], Sequence[int]]],
     laws: Mapping[str, Law],
     num_children: int,
@@ -254,7 +254,7 @@ def along_texts(
         ConfigError: no text has a continuation.
     """
     pairs = [
-        tuple(logits_along(packed, (*prompt, *continuation), len(prompt)) for packed in (target, draft))
+        tuple(logits_along(runner, (*prompt, *continuation), len(prompt)) for runner in (target, draft))
         for prompt, continuation in texts
         if prompt and continuation
     ]

@@ -17,12 +17,14 @@ import torch
 
 from seedmp.config import EngineConfig, resolve_placement
 from seedmp.draft_order import DraftOrder
+from seedmp.drafts.tree_drafter import TreeDrafter, WholeModel
 from seedmp.errors import ConfigError
 from seedmp.ipc.arena import allocate_on, layout_for
 from seedmp.methods.base import MODEL
-from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model
-from seedmp.models.packed import PackedModel, max_positions
+from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model, max_positions
 from seedmp.models.prepack import prepack_linears
+from seedmp.models.rows import BranchRows, pack_rows
+from seedmp.models.runner import Runner, make_runner
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.actions import Segment
 from seedmp.simulation.costs import Costs, Curve
@@ -30,7 +32,6 @@ from seedmp.system import usable_cores
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
 from seedmp.workers.build import resolve_dtypes
-from seedmp.workers.draft import TreeDrafter
 from seedmp.workers.target import TargetRunner
 
 ROWS = (*range(1, 13), 14, 16, 20, 24, 32, 48, 64, 96, 128)  # the first ones without gaps: kernels prefer some counts
@@ -46,9 +47,10 @@ class LoadedPair:
     """Both models in this process, with the arenas that measuring needs."""
 
     config: EngineConfig
-    target: PackedModel
-    draft: PackedModel
+    target: Runner
+    draft: Runner
     dtype: torch.dtype
+    max_len: int  # tokens for which the target has slots and positions
 
     @classmethod
     def load(cls, config: EngineConfig, num_slots: int) -> LoadedPair:
@@ -66,10 +68,18 @@ class LoadedPair:
         placement = resolve_placement(config)
         specs = ModelSpec(config.target, config.target_shape), ModelSpec(config.draft, config.draft_shape)
         vocab_size = check_vocabularies(*specs)
-        dtypes = resolve_dtypes(config, placement, *map(load_config, specs))
-        target = _packed(specs[0], dtypes[0], placement.target, num_slots, vocab_size)
-        draft = _packed(specs[1], dtypes[1], placement.drafts[0], num_slots, vocab_size)
-        return cls(config, target, draft, dtypes[0])
+        configs = [load_config(spec) for spec in specs]
+        dtypes = resolve_dtypes(config, placement, *configs)
+
+        def load(spec: ModelSpec, dtype: torch.dtype, device: str) -> Runner:
+            model: Any = load_model(spec, dtype, device)
+            prepack_linears(model)
+            arena = allocate_on(layout_for(model.config, num_slots, dtype), device)
+            return make_runner(config.runner, model, arena, vocab_size)
+
+        target = load(specs[0], dtypes[0], placement.target)
+        draft = load(specs[1], dtypes[1], placement.drafts[0])
+        return cls(config, target, draft, dtypes[0], min(num_slots, max_positions(configs[0])))
 
 
 def measure_costs(
@@ -97,8 +107,8 @@ def measure_costs(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(target_threads)
-        target = measure_target(loaded.target, rows, context_len, repeats)
-        context_ms = measure_context(loaded.target, context_len, repeats)
+        target = measure_target(loaded.target, loaded.max_len, rows, context_len, repeats)
+        context_ms = measure_context(loaded.target, loaded.max_len, context_len, repeats)
         target = target.less([context_ms * size * context_len / 1000 for size in target.sizes])
         torch.set_num_threads(draft_threads)
         draft, draft_overhead_ms = measure_draft(
@@ -119,42 +129,39 @@ def num_slots(rows: Sequence[int] = ROWS, branches: Sequence[int] = BRANCHES, co
     return context_len * max(branches) + max(*rows, (DEEP + 2) * max(branches)) + 1
 
 
-def measure_target(packed: PackedModel, rows: Sequence[int], context_len: int = CONTEXT, repeats: int = 7) -> Curve:
+def measure_target(
+    runner: Runner, max_len: int, rows: Sequence[int], context_len: int = CONTEXT, repeats: int = 7
+) -> Curve:
     """A forward by rows, as a round runs it: one branch, a last token and a chain of drafts, all logits wanted.
 
     The branch's slots lie among those of others. The medians are not smoothed: with float32 on a CPU, 12 rows may take
     less time than 11.
     """
-    runner = TargetRunner(packed)
-    spread = max(1, min(SPREAD, (_longest(packed) - max(rows)) // context_len))
-    _fill(packed, context_len * spread)
+    target = TargetRunner(runner)
+    spread = max(1, min(SPREAD, (max_len - max(rows)) // context_len))
+    _fill(runner, context_len * spread)
 
     def forward(num: int) -> Callable[[], None]:
         segment = _segment(num, range(0, context_len * spread, spread), context_len * spread)
-        return lambda: _wait(runner.forward([segment]))
+        return lambda: _wait(target.forward([segment]))
 
     return _curve({num: forward(num) for num in rows}, repeats)
 
 
-def measure_context(packed: PackedModel, context_len: int = CONTEXT, repeats: int = 7) -> float:
-    """``Costs.context_ms``: time of a row for 1000 more tokens before it. 0 where there are not enough slots to try."""
-    longer = min(LONGER * context_len, _longest(packed) - CONTEXT_ROWS)
+def measure_context(runner: Runner, max_len: int, context_len: int = CONTEXT, repeats: int = 7) -> float:
+    """``Costs.context_ms``: what a row pays for 1000 more tokens before it; 0 where there are no slots to try."""
+    longer = min(LONGER * context_len, max_len - CONTEXT_ROWS)
     if longer < 2 * context_len:
         return 0.0
-    runner = TargetRunner(packed)
+    target = TargetRunner(runner)
 
     def forward(length: int) -> Callable[[], None]:
         segment = _segment(CONTEXT_ROWS, range(length), length)
-        return lambda: _wait(runner.forward([segment]))
+        return lambda: _wait(target.forward([segment]))
 
     times = _times({length: forward(length) for length in (context_len, longer)}, repeats)
     short, long = (statistics.median(times[length]) for length in (context_len, longer))
     return max(0.0, long - short) / (CONTEXT_ROWS * (longer - context_len)) * 1000
-
-
-def _longest(packed: PackedModel) -> int:
-    """Tokens for which there are slots and positions."""
-    return min(packed.cache.arena.shape[2], max_positions(packed.model.config))
 
 
 def _segment(num_rows: int, context: range, first_slot: int) -> Segment:
@@ -165,7 +172,7 @@ def _segment(num_rows: int, context: range, first_slot: int) -> Segment:
 
 
 def measure_draft(
-    packed: PackedModel,
+    runner: Runner,
     branches: Sequence[int],
     context_len: int = CONTEXT,
     top_m: int = 64,
@@ -176,9 +183,9 @@ def measure_draft(
 
     The time of a layer is the difference between a deep and a flat chain, divided by the difference in levels.
     """
-    drafter = TreeDrafter(packed, top_m)
+    drafter = TreeDrafter(WholeModel(runner), top_m)
     kind = ProposalKind.WITHOUT_REPLACEMENT if temperature else ProposalKind.DETERMINISTIC
-    _fill(packed, context_len)
+    _fill(runner, context_len)
 
     def tasks(num: int, depth: int) -> list[DraftOrder]:
         shape = Growmap.from_k_config((1,) * depth).num_children
@@ -208,15 +215,8 @@ def measure_draft(
     return curve, max(0.0, besides)
 
 
-def _fill(packed: PackedModel, context_len: int) -> None:
-    slots = list(range(context_len))
-    packed.forward([1] * context_len, slots, slots, np.tri(context_len, dtype=bool), None)
-
-
-def _packed(spec: ModelSpec, dtype: torch.dtype, device: str, num_slots: int, vocab_size: int) -> PackedModel:
-    model: Any = load_model(spec, dtype, device)
-    prepack_linears(model)
-    return PackedModel(model, allocate_on(layout_for(model.config, num_slots, dtype), device), vocab_size)
+def _fill(runner: Runner, context_len: int) -> None:
+    runner.run(pack_rows([BranchRows((), [1] * context_len, range(context_len))]))
 
 
 def _wait(logits: torch.Tensor) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 from seedmp.config import EngineConfig, resolve_placement
 from seedmp.errors import ConfigError
-from seedmp.models.load import ModelSpec, load_config, load_tokenizer
-from seedmp.models.packed import max_positions
+from seedmp.models.load import ModelSpec, load_config, load_tokenizer, max_positions
 from seedmp.tasks.gsm8k import load_gsm8k
 from seedmp.tasks.jsonl import FieldError, read_lines, read_problems, text_field
 from seedmp.tuning.options import TuneOptions

@@ -12,19 +12,20 @@ import torch
 
 from seedmp.config import EngineConfig
 from seedmp.draft_order import DraftOrder
+from seedmp.drafts.head_model import HeadModel
+from seedmp.drafts.tree_drafter import DraftModel, TreeDrafter, WholeModel
 from seedmp.ipc.arena import layout_for
 from seedmp.metrics import RequestCounters
-from seedmp.models.eagle import EagleHead, PackedHead, load_head, read_head
+from seedmp.models.eagle import EagleHead, load_head, read_head
+from seedmp.models.eagle_runner import HeadRunner
 from seedmp.models.features import FeatureTap
-from seedmp.models.load import ModelSpec, load_model
-from seedmp.models.packed import PackedModel, max_positions
+from seedmp.models.load import ModelSpec, load_model, max_positions
+from seedmp.models.runner import Runner, make_runner
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
 from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.scheduler.state import Limits
-from seedmp.workers.draft import TreeDrafter
-from seedmp.workers.draft_head import HeadDrafter
 from seedmp.workers.target import TargetRunner, read_proposal
 
 MAX_TICKS = 20_000
@@ -81,13 +82,18 @@ class LocalLoop:
         )
         self.scheduler = Scheduler(self.config, limits)
         self.now_ns = 0
-        self.runner = TargetRunner(self._packed(models.target, self.config.kv_slots, models.vocab_size))
-        self.drafter: TreeDrafter
+        tap: FeatureTap | None = None
+        draft: DraftModel
         if is_head:
-            self.drafter = self._head_drafter(models)
+            spec = models.draft.spec
+            features = torch.zeros(self.config.kv_slots, spec.feature_size)
+            tap = FeatureTap(models.target, spec.feature_layers, features)
+            layout = layout_for(spec.config, self.config.num_draft_slots, torch.float32)
+            draft = HeadModel(HeadRunner(models.draft, torch.zeros(layout.shape), models.vocab_size), features)
         else:
-            draft = self._packed(models.draft, self.config.num_draft_slots, models.vocab_size)
-            self.drafter = TreeDrafter(draft, self.config.draft_top_m, self._tick, noise=self.config.draft_noise)
+            draft = WholeModel(self._runner(models.draft, self.config.num_draft_slots, models.vocab_size))
+        self.runner = TargetRunner(self._runner(models.target, self.config.kv_slots, models.vocab_size, tap))
+        self.drafter = TreeDrafter(draft, self.config.draft_top_m, self._tick, noise=self.config.draft_noise)
         self.tasks: deque[tuple[int, list[DraftOrder]]] = deque()
         self.outcomes: dict[int, Outcome] = {}
         self.failures: dict[int, str] = {}
@@ -96,18 +102,9 @@ class LocalLoop:
             for worker_id in range(self.config.num_drafts):
                 self._tell(events.WorkerJoined(worker_id, 0))
 
-    @staticmethod
-    def _packed(model: Any, num_slots: int, vocab_size: int) -> PackedModel:
+    def _runner(self, model: Any, num_slots: int, vocab_size: int, tap: FeatureTap | None = None) -> Runner:
         layout = layout_for(model.config, num_slots, torch.float32)
-        return PackedModel(model, torch.zeros(layout.shape), vocab_size)
-
-    def _head_drafter(self, models: Models) -> HeadDrafter:
-        spec = models.draft.spec
-        features = torch.zeros(self.config.kv_slots, spec.feature_size)
-        self.runner.packed.tap = FeatureTap(models.target, spec.feature_layers, features)
-        layout = layout_for(spec.config, self.config.num_draft_slots, torch.float32)
-        packed = PackedHead(models.draft, torch.zeros(layout.shape), models.vocab_size)
-        return HeadDrafter(packed, features, self._tick)
+        return make_runner(self.config.runner, model, torch.zeros(layout.shape), vocab_size, tap)
 
     def run(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Outcome]:
         """Serve prompts, all submitted at once; asserts that every one finishes."""
@@ -167,7 +164,7 @@ class LocalLoop:
             self._tell(events.ContextComputed(task.branch_id, task.round))
 
         for proposal in self.drafter.draft(tasks, announce):
-            tree, rows = read_proposal(proposal, self.runner.packed.vocab_size)
+            tree, rows = read_proposal(proposal, self.runner.vocab_size)
             self._tell(
                 events.ProposalArrived(
                     worker_id, proposal.branch_id, proposal.round, proposal.started_ns, proposal.ready_ns,

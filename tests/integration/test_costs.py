@@ -11,8 +11,7 @@ import torch
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
 from seedmp.models import pair
-from seedmp.models.load import ModelSpec, load_config
-from seedmp.models.packed import max_positions
+from seedmp.models.load import ModelSpec, load_config, max_positions
 from seedmp.simulation.costs import Costs
 from seedmp.tuning.measure import measure_costs
 

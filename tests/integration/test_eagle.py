@@ -13,13 +13,14 @@ import torch
 
 from seedmp import Engine, SamplingParams
 from seedmp.config import Schedule
+from seedmp.drafts.head_model import HeadModel
+from seedmp.drafts.tree_drafter import TreeDrafter
 from seedmp.models import pair
 from seedmp.models.eagle import new_head, save_head
 from seedmp.models.load import ModelSpec, load_model
 from seedmp.scheduler import events
 from seedmp.scheduler.actions import SendDraftTask
 from seedmp.scheduler.branches import BranchState
-from seedmp.workers.draft_head import HeadDrafter
 from tests.helpers.heads import make_head
 from tests.helpers.local_loop import LocalLoop, Models, Outcome
 from tests.helpers.models import VOCAB_SIZE
@@ -160,18 +161,19 @@ def test_lost_workers_change_nothing(get_models: Get) -> None:
 def proposals_of(models: Models, monkeypatch: pytest.MonkeyPatch, corrupt: bool) -> tuple[list[Any], list[list[int]]]:
     """What was proposed, and the texts; ``corrupt`` turns every feature that a draft reads around."""
     seen: list[Any] = []
-    honest = HeadDrafter.draft
+    honest = TreeDrafter.draft
 
-    def draft(self: HeadDrafter, tasks: list[Any], on_context: Any) -> list[Any]:
+    def draft(self: TreeDrafter, tasks: list[Any], on_context: Any) -> list[Any]:
+        assert isinstance(self.model, HeadModel)
         if corrupt:
-            self.features.neg_()
+            self.model.features.neg_()
         proposals = honest(self, tasks, on_context)
         if corrupt:
-            self.features.neg_()
+            self.model.features.neg_()
         seen.extend((p.branch_id, p.round, p.token_ids, p.parents) for p in proposals)
         return proposals
 
-    monkeypatch.setattr(HeadDrafter, "draft", draft)
+    monkeypatch.setattr(TreeDrafter, "draft", draft)
     outcomes = LocalLoop(models, **ROOMY, **TREES["eagle-2"]).run(PROMPTS, greedy())
     return seen, tokens(outcomes)
 
@@ -204,13 +206,13 @@ def test_batching_branches_does_not_change_their_proposals(get_models: Get, monk
             seen: list[Any] = []
 
             def draft(
-                self: HeadDrafter, tasks: list[Any], on_context: Any, honest: Any = HeadDrafter.draft, seen: Any = seen
+                self: TreeDrafter, tasks: list[Any], on_context: Any, honest: Any = TreeDrafter.draft, seen: Any = seen
             ) -> list[Any]:
                 proposals: list[Any] = honest(self, tasks, on_context)
                 seen.extend((p.round, p.token_ids, p.parents) for p in proposals)
                 return proposals
 
-            patch.setattr(HeadDrafter, "draft", draft)
+            patch.setattr(TreeDrafter, "draft", draft)
             loop.run([prompt], greedy())
         alone += [(branch_id, *p) for p in seen]
     assert sorted(together) == sorted(alone)

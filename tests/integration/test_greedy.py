@@ -13,7 +13,9 @@ import torch
 
 from seedmp import Engine, SamplingParams
 from seedmp.config import Schedule
+from seedmp.errors import InternalError
 from seedmp.metrics import RequestCounters
+from seedmp.models.branch_attention import Attention, layer_windows
 from seedmp.scheduler.actions import SendDraftTask
 from tests.helpers.local_loop import LocalLoop, Models
 from tests.helpers.models import ARCHITECTURES, VOCAB_SIZE, WINDOW
@@ -178,15 +180,25 @@ def assert_some_accepted(counters: list[RequestCounters]) -> None:
 
 
 @pytest.mark.parametrize("name", WINDOWED)
-def test_the_window_matters(name: str, get_case: Callable[[str], Case]) -> None:
-    """The cases above would notice a window that is ignored, or that is one token too wide."""
+@pytest.mark.parametrize("window", [None, WINDOW + 1])
+def test_the_window_matters(
+    name: str, window: int | None, get_case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cases above would notice a window that is ignored, or that is one token too wide; so would the layers."""
     case = get_case(name)
-    for window in (None, WINDOW + 1):
-        loop = LocalLoop(case.models, method="mcsd", kv_slots=512)
-        assert loop.runner.packed.window == WINDOW
-        loop.runner.packed.window = window
-        outcomes = loop.run(PROMPTS, greedy())
-        assert [outcome.token_ids for outcome in outcomes] != case.expected
+
+    def wrong_windows(config: Any) -> tuple[int | None, ...]:
+        assert WINDOW in layer_windows(config)
+        return tuple(window if right == WINDOW else right for right in layer_windows(config))
+
+    monkeypatch.setattr("seedmp.models.eager.layer_windows", wrong_windows)
+    loop = LocalLoop(case.models, method="mcsd", kv_slots=512)
+    with pytest.raises(InternalError, match=f"asks for a window of {WINDOW} positions"):
+        loop.run(PROMPTS, greedy())
+    honest = Attention.mask_of
+    monkeypatch.setattr(Attention, "mask_of", lambda attention, layer, _: honest(attention, layer, None))
+    outcomes = LocalLoop(case.models, method="mcsd", kv_slots=512).run(PROMPTS, greedy())
+    assert [outcome.token_ids for outcome in outcomes] != case.expected
 
 
 @pytest.mark.timeout(30)

@@ -20,11 +20,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seedmp.decoding.propose import Children, DraftLaw, propose_children
 from seedmp.draft_order import DraftOrder
+from seedmp.drafts.tree_drafter import TreeDrafter
 from seedmp.ipc.messages import Proposal
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.sequoia import parse_acceptance, search_trees
 from seedmp.token_tree.tree import ProposalKind
-from seedmp.workers.draft import TreeDrafter
 from tests.helpers.chi_square import pooled_p_value
 from tests.helpers.local_loop import LocalLoop, Models
 
@@ -149,7 +149,7 @@ def test_a_deterministic_tree_that_claims_to_be_drawn_is_found(
         drawn = propose_children(logits, num_children, kind, law, gumbel)
         return replace(drawn, token_ids=drawn.row_ids[:, :num_children])
 
-    monkeypatch.setattr("seedmp.workers.draft.propose_children", likeliest)
+    monkeypatch.setattr("seedmp.drafts.tree_drafter.propose_children", likeliest)
     assert p_value(models, {"method": method, "growmap": SEQUOIA_TREE}, 1.0, 1.0) < BROKEN
 
 
@@ -160,7 +160,7 @@ def test_children_in_another_order_are_found(models: Models, monkeypatch: pytest
         drawn = propose_children(logits, num_children, kind, law, gumbel)
         return replace(drawn, token_ids=drawn.token_ids[:, ::-1])
 
-    monkeypatch.setattr("seedmp.workers.draft.propose_children", reversed_children)
+    monkeypatch.setattr("seedmp.drafts.tree_drafter.propose_children", reversed_children)
     assert p_value(models, {"method": "mcsd", "k_config": (4, 4)}, 1.0, 1.0) < BROKEN
 
 

@@ -15,7 +15,7 @@ from seedmp.models.load import ModelSpec, load_config
 
 def test_layout_has_a_contiguous_row_per_token_and_layer() -> None:
     layout = arena.layout_for(load_config(ModelSpec(str(pair.TARGET))), 128, torch.float32)
-    assert layout.shape == (6, 2, 128, 4, 64)
+    assert layout.shape == (6, 2, 128 + arena.NUM_GHOSTS, 4, 64)
     shared = arena.allocate_shared(layout)
     assert shared.is_shared()
     assert shared[3, 1, 7].is_contiguous()

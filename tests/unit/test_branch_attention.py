@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +13,25 @@ import torch
 from seedmp.ipc.arena import layout_for
 from seedmp.models import branch_attention
 from seedmp.models.branch_attention import split_by_branch
+from seedmp.models.eager import EagerRunner
 from seedmp.models.load import ModelSpec, load_model
-from seedmp.models.packed import PackedModel
+from seedmp.models.rows import BranchRows, Rows, pack_rows
 
 CPU = torch.device("cpu")
 SHARED = 12  # tokens before the fork
 BRANCHES = ((30, 3), (7, 1), (25, 4), (0, 2), (31, 3))  # own tokens in the arena, rows of this forward
 
 
-def packed_rows() -> tuple[list[int], list[int], np.ndarray, list[int]]:
-    """Positions, slots and mask of the rows of all branches, and how many each has; slots are mixed."""
+def packed_rows() -> Rows:
+    """Rows of all branches; slots are mixed."""
     num_slots = SHARED + sum(map(sum, BRANCHES))
-    free = list(np.random.default_rng(0).permutation(np.arange(SHARED, num_slots)))
-    positions: list[int] = []
-    slots: list[int] = []
-    masks = []
+    free = np.random.default_rng(0).permutation(np.arange(SHARED, num_slots)).tolist()
+    branches = []
     for own, rows in BRANCHES:
-        taken = [int(free.pop()) for _ in range(own + rows)]
-        seen = np.zeros((rows, num_slots), dtype=bool)
-        seen[:, [*range(SHARED), *taken[:own]]] = True
-        seen[:, taken[own:]] = np.tri(rows, dtype=bool)
-        masks.append(seen)
-        positions += range(SHARED + own, SHARED + own + rows)
-        slots += taken[own:]
-    return positions, slots, np.concatenate(masks), [rows for _, rows in BRANCHES]
+        taken = [free.pop() for _ in range(own + rows)]
+        ids = [5 + slot % 50 for slot in taken[own:]]
+        branches.append(BranchRows((*range(SHARED), *taken[:own]), ids, taken[own:], num_wanted=rows))
+    return pack_rows(branches)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gemma3"])
@@ -45,19 +41,17 @@ def test_equals_one_masked_attention(
     monkeypatch.setattr(branch_attention, "COLUMN_COST", 0)
     monkeypatch.setattr(branch_attention, "MIN_SAVED", 0)
     model = load_model(ModelSpec(str(tiny_pair(architecture)[0])), torch.float32)
-    positions, slots, allowed, lengths = packed_rows()
-    arena = torch.randn(layout_for(model.config, allowed.shape[1], torch.float32).shape)
-    token_ids = list(range(5, 5 + len(slots)))
+    rows = packed_rows()
+    together = replace(rows, lengths=(len(rows.token_ids),))
+    arena = torch.randn(layout_for(model.config, rows.allowed.shape[1], torch.float32).shape)
     logits = []
-    for given in ((), lengths):
-        packed = PackedModel(model, arena.clone(), model.config.get_text_config().vocab_size)
-        packed.positions[:] = 3  # of what is in the arena; small, so that no window hides it
-        logits.append(packed.forward(token_ids, positions, slots, allowed, range(len(slots)), given))
-        assert packed.can_split
-    assert split_by_branch(allowed, lengths, CPU) is not None
+    for given in (together, rows):
+        runner = EagerRunner(model, arena.clone(), model.config.get_text_config().vocab_size)
+        assert (runner.prepare(given).attention.split is not None) == (given is rows)
+        logits.append(runner.run(given))
     torch.testing.assert_close(logits[0], logits[1], atol=2e-5, rtol=1e-5)
-    more = np.roll(allowed, 1, axis=0) | allowed
-    wrong = packed.forward(token_ids, positions, slots, more, range(len(slots)), lengths)
+    more = np.roll(rows.allowed, 1, axis=0) | rows.allowed
+    wrong = runner.run(replace(rows, allowed=more))
     assert (wrong - logits[0]).abs().max() > 1e-3
 
 

@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,10 +18,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from seedmp import Engine
 from seedmp.errors import ConfigError
 from seedmp.ipc.arena import layout_for
-from seedmp.models.eagle import EagleHead, HeadKind, PackedHead, is_head, load_head, read_head, save_head
+from seedmp.models.eagle import EagleHead, HeadKind, is_head, load_head, read_head, save_head
+from seedmp.models.eagle_runner import HeadRunner, head_rows
 from seedmp.models.features import FeatureTap, published_layers
 from seedmp.models.inflate import Shape, inflate
 from seedmp.models.load import ModelSpec, load_model
+from seedmp.models.rows import BranchRows, pack_rows
 from tests.helpers.heads import HEAD_CONFIG, HEADS, HIDDEN, KV_HEADS, head_tensors, make_head, write_head
 
 VOCAB, DRAFT_VOCAB = 50, 20
@@ -117,21 +118,16 @@ def test_the_module_over_an_arena_is_the_reference(kind: str, num_true: int, tar
         expected = reference(kind, tensors, model.model.embed_tokens.weight, lm_head, ids[1:], features[:-1], num_true)
 
     arena = torch.randn(layout_for(head.config, 40, torch.float32).shape)
-    packed = PackedHead(head, arena, VOCAB)
-    slots = [31, 7, 0, 22, 5, 39, 12, 3, 18]
-    allowed = np.zeros((9, 40), dtype=bool)
-    for row in range(9):
-        allowed[row, slots[: row + 1]] = True
+    runner = HeadRunner(head, arena, VOCAB)
+    slots = [1, 31, 7, 0, 22, 5, 39, 12, 3, 18]  # the first token's is never written
     got = []
-    for start, end in [(0, 2), (2, num_true), *((i, i + 1) for i in range(num_true, 9))]:
-        own = start >= num_true
-        rows = packed.own_features[-1:] if own else features[start:end]
-        got.append(
-            packed.forward_features(
-                ids[1 + start : 1 + end].tolist(), range(start, end), slots[start:end], allowed[start:end],
-                range(end - start), rows, own=own,
-            )
-        )  # fmt: skip
+    for start, end in [(0, 3), (3, num_true + 1), *((i, i + 1) for i in range(num_true + 1, 10))]:
+        own = start > num_true
+        chain = BranchRows(slots[:start], ids[start:end].tolist(), slots[start:end], num_wanted=end - max(start, 1))
+        rows, kept = head_rows(pack_rows([chain]))
+        assert kept.tolist() == list(range(start == 0, end - start)) and not rows.allowed[:, slots[0]].any()
+        given = runner.own_features[-1:] if own else features[max(start, 1) - 1 : end - 1]
+        got.append(runner.run_with(rows, given, own=own))
     assert torch.cat(got).shape == expected.shape == (9, DRAFT_VOCAB if kind == "eagle3" else VOCAB)
     torch.testing.assert_close(torch.cat(got), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(torch.cat(got).argmax(-1), expected.argmax(-1))

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),
     "registry": set(),
     # A setting names a method.
-    "config": {"methods"},
+    "config": {"methods", "models"},
     "system": set(),
     "sampling": set(),
     "trace": set(),
@@ -51,11 +51,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     # metrics: records that messages nest.
     "ipc": {"draft_order", "metrics", "sampling", "token_tree", "trace"},
     "kv": set(),
-    "models": set(),
+    "models": {"ipc", "token_tree"},
     # Of kv, what is pure (tested below): the slot bookkeeping is part of the decision.
     "scheduler": {"config", "draft_order", "kv", "methods", "metrics", "sampling", "token_tree"},
     # A draft kind says what its drafts run: workers.draft and workers.draft_head grow the trees.
-    "drafts": {"config", "draft_order", "ipc", "models", "token_tree", "workers"},
+    "drafts": {"config", "decoding", "draft_order", "ipc", "models", "sampling", "token_tree"},
     "workers": {"config", "decoding", "draft_order", "drafts", "ipc", "models", "sampling", "scheduler"}
     | {"token_tree", "trace"},
     "branch": {"request", "sampling"},
@@ -87,9 +87,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": {"config", "drawing", "engine", "ipc", "measuring", "metrics", "observers", "output", "pages"}
     | {"sampling", "simulation", "system", "trace"},
     # workers, ipc, scheduler: forwards are timed with the code that runs them. tasks: prompts when none are given.
-    "tuning": {"config", "decoding", "draft_order", "engine", "ipc", "measuring", "methods", "metrics", "models"}
-    | {"plan", "request", "sampling", "scheduler", "simulation", "system", "tasks", "token_tree"}
-    | {"workers"},
+    "tuning": {"config", "decoding", "draft_order", "drafts", "engine", "ipc", "measuring", "methods", "metrics"}
+    | {"models", "plan", "request", "sampling", "scheduler", "simulation", "system", "tasks"}
+    | {"token_tree", "workers"},
     # Heads are trained as they are run.
     "training": {"models"},
     # tuning.acceptance: a growmap is fitted before it is measured. solve: solve rates are of `seedmp solve`'s searches.

@@ -1,0 +1,79 @@
+"""How a forward is run: the protocol, and the ways that have names.
+
+``Runner`` is all that workers know of a loaded model. A way to run is one class, and one line in ``RUNNERS`` or
+``module:attribute`` in the setting ``runner``. It is called as ``EagerRunner`` is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from seedmp.models.rows import Rows
+from seedmp.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from seedmp.models.features import FeatureTap
+
+
+class Runner(Protocol):
+    """A model and its arena. One process, one thread."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, tokens that a text can have; the model may have more columns."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model and its arena are."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arena."""
+
+    @property
+    def num_slots(self) -> int:
+        """S, slots of the arena that rows may name: 0 to S - 1."""
+
+    @property
+    def busy_ns(self) -> int:
+        """Time spent in forwards so far, without the preparation of their inputs."""
+
+    def run(self, rows: Rows) -> torch.Tensor:
+        """Run the model once over the rows, and write their K and V into the arena.
+
+        Hidden states that drafts read are published when this returns.
+
+        Returns:
+            [W, V] logits of the wanted rows on the model's device, float32 or the model's dtype.
+        """
+
+    def publish(self) -> None:
+        """Return when other processes can read all K and V that were written."""
+
+
+class RunnerMaker(Protocol):
+    """What makes a runner of a kind, such as its class."""
+
+    def __call__(self, model: Any, arena: torch.Tensor, vocab_size: int, tap: FeatureTap | None = None) -> Runner:
+        """Args as ``make_runner``."""
+
+
+RUNNERS: Registry[RunnerMaker] = Registry("runner", {"eager": "seedmp.models.eager:EagerRunner"})
+
+
+def make_runner(name: str, model: Any, arena: torch.Tensor, vocab_size: int, tap: FeatureTap | None = None) -> Runner:
+    """A runner of this name for a loaded model.
+
+    Args:
+        name: in ``RUNNERS``, or ``module:attribute``.
+        model: a transformers causal language model in eval mode; the runner may change how it attends.
+        arena: shaped as ``seedmp.ipc.arena.ArenaLayout`` says.
+        vocab_size: V.
+        tap: keeps hidden states for draft heads; None if no draft needs them.
+
+    Raises:
+        ConfigError: no runner has this name, or the model's layers attend in a way that it does not know.
+    """
+    return RUNNERS.load(name)(model, arena, vocab_size, tap)
