@@ -151,7 +151,7 @@ class Sequoia(Method):
     """``sequoia``: draws without replacement in the tree of a growmap.
 
     Args:
-        growmap: as in ``AnyStaticTree``; required.
+        growmap: the static tree, in any form that ``AnyStaticTree`` takes; required.
 
     Source: Chen et al. 2024, Sequoia.
     """

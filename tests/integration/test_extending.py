@@ -53,7 +53,7 @@ def plain(toys: Path) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
 
 
 def test_the_page_has_a_file_for_each_part() -> None:
-    assert set(FILES) == {"toy_policy.py", "toy_rule.py", "toy_draft.py"}
+    assert set(FILES) == {"toy_policy.py", "toy_rule.py", "toy_draft.py", "toy_runner.py"}
 
 
 def test_a_policy(plain: Any) -> None:
@@ -88,6 +88,14 @@ def test_a_method_with_a_draft_kind_of_its_own(plain: Any) -> None:
         assert stats["drafted"] > 0 and stats["draft_forward_ns"] == 0
 
 
+@pytest.mark.parametrize("method", ["mcsd", "eagle"])
+def test_a_runner(method: str, plain: Any) -> None:
+    """Target and draft run in buckets; with a head the target alone, whose hidden states are stored without ghosts."""
+    greedy, _, engine = generate(runner="toy_runner:InBuckets", method=method, num_drafts=2)
+    assert greedy == plain[0]
+    assert engine.config.runner == "toy_runner:InBuckets"
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -96,6 +104,7 @@ def test_a_method_with_a_draft_kind_of_its_own(plain: Any) -> None:
         ({"rule": "no_such_module:Rule"}, "rule='no_such_module:Rule'.*No module named"),
         ({"rule": "sequoia", "method": "opt-tree"}, "rule sequoia needs children that are without-replacement draws"),
         ({"method": "toy_policy:LastCome"}, "method='toy_policy:LastCome'.*is not a subclass"),
+        ({"runner": "fast"}, "runner='fast': must be one of eager, or module:attribute"),
         ({"method": "__main__:Mine"}, "a file of its own"),
     ],
 )

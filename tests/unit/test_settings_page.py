@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.settings_page import PAGE, SETTINGS, described, fill
+from seedmp.methods.registry import METHODS
+from tests.helpers.settings_page import PAGE, SETTINGS, described, described_with_bases, fill
 
 
 def test_the_page_is_as_the_docstrings() -> None:
@@ -18,3 +19,9 @@ def test_the_page_is_as_the_docstrings() -> None:
 @pytest.mark.parametrize("settings", SETTINGS.values())
 def test_every_setting_is_described(settings: type[Any]) -> None:
     assert set(described(settings)) == {field.name for field in dataclasses.fields(settings)}
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_setting_of_a_method_is_described(name: str) -> None:
+    fields = {field.name for field in dataclasses.fields(METHODS.load(name))}
+    assert fields <= set(described_with_bases(METHODS.load(name)))

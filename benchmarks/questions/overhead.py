@@ -1,6 +1,6 @@
 """Question: what does the scheduler itself cost a round?
 
-``python -m seedmp.benchmarks.overhead --branches 16``
+``python -m seedmp.benchmarks.questions.overhead --branches 16``
 
 The scheduler alone, under a virtual clock: drafts and target answer at once with what was made before, so all time is
 the scheduler's and its orders'. Microseconds a round = time in ``handle``, ``decide`` and ``perform`` ÷ verified
