@@ -129,18 +129,38 @@ def _bucket(rows: Sequence[np.ndarray], slots: Sequence[np.ndarray], device: tor
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How far back a layer sees.
+
+    Args:
+        size: a row sees the last so many positions, its own included.
+        in_chunks: it sees positions of its own chunk of this size instead.
+    """
+
+    size: int
+    in_chunks: bool = False
+
+    def covers(self, positions: np.ndarray, column_positions: np.ndarray) -> np.ndarray:
+        """[T, K] bool for rows [T] and columns [K] or [T, K]."""
+        rows = positions[:, None]
+        if self.in_chunks:
+            return np.asarray(rows // self.size == column_positions // self.size)
+        return np.asarray(rows - column_positions < self.size)
+
+
+@dataclass(frozen=True)
 class Attention:
     """What the layers of one forward attend to.
 
     Args:
-        masks: additive [1, 1, T, columns] for each window: a row sees what it may, if that is fewer than so many
-            positions before it; None is no window. With a division, columns are those of ``Split.columns``.
-        windows: of each layer.
+        masks: additive [1, 1, T, columns] for each reach that a layer has; None reaches everything. With a division,
+            columns are those of ``Split.columns``.
+        reaches: of each layer.
         split: a division by branches; None attends for all rows together.
     """
 
-    masks: dict[int | None, torch.Tensor]
-    windows: tuple[int | None, ...]
+    masks: dict[Reach | None, torch.Tensor]
+    reaches: tuple[Reach | None, ...]
     split: Split | None = None
 
     @property
@@ -158,17 +178,17 @@ class Attention:
         Raises:
             InternalError: the model names another window than its configuration.
         """
-        window = self.windows[0] if len(self.masks) == 1 else self.windows[module.layer_idx]
-        if asked_window is not None and asked_window != window:
+        reach = self.reaches[0] if len(self.masks) == 1 else self.reaches[module.layer_idx]
+        if asked_window is not None and (reach is None or asked_window != reach.size):
             raise InternalError(
                 f"{type(module).__name__} asks for a window of {asked_window} positions, but its model's configuration "
-                f"says {window}: this model is not served"
+                f"says {reach}: this model is not served"
             )
-        return self.masks[window]
+        return self.masks[reach]
 
 
-def layer_windows(config: Any) -> tuple[int | None, ...]:
-    """How many positions each layer attends to, its own included; None is all.
+def layer_reaches(config: Any) -> tuple[Reach | None, ...]:
+    """How far back each layer sees; None is everything.
 
     Raises:
         ConfigError: a layer attends otherwise.
@@ -177,16 +197,22 @@ def layer_windows(config: Any) -> tuple[int | None, ...]:
     window = getattr(text_config, "sliding_window", None)
     if getattr(text_config, "use_sliding_window", True) is False:
         window = None
-    kinds = getattr(text_config, "layer_types", None) or [_SLIDING] * text_config.num_hidden_layers
+    chunk = getattr(text_config, "attention_chunk_size", None)
+    reach_of = {
+        "full_attention": None,
+        "sliding_attention": Reach(window) if window else None,
+        "chunked_attention": Reach(chunk, in_chunks=True) if chunk else None,
+    }
+    kinds = getattr(text_config, "layer_types", None) or ["sliding_attention"] * text_config.num_hidden_layers
     for kind in kinds:
-        if kind not in (_FULL, _SLIDING):
+        if kind not in reach_of:
             raise ConfigError(
-                f"model type {text_config.model_type!r} has layers of type {kind!r}: {_FULL} and {_SLIDING} are served"
+                f"model type {text_config.model_type!r} has a layer of type {kind!r}: must be one of "
+                f"{', '.join(reach_of)}"
             )
-    return tuple(window if kind == _SLIDING else None for kind in kinds)
+    return tuple(reach_of[kind] for kind in kinds)
 
 
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 _ATTENTION: ContextVar[Attention | None] = ContextVar("attention", default=None)
 
 
@@ -233,7 +259,8 @@ def branch_attention(
         query: [1, H, T, D].
         key: [1, H or fewer, S, D], all slots of the arena where there is a division.
         value: as key.
-        attention_mask: additive, [1, 1, T, columns]; not read inside ``attending``.
+        attention_mask: additive, [1, 1 or H, T, columns]. Inside ``attending`` it is what the model was given, or
+            what the layer made of it; in the first case the layer's own is taken instead.
         attend: computes it; None is scaled dot-product attention.
         kwargs: scaling and what else a model gives.
 
@@ -244,7 +271,9 @@ def branch_attention(
     attention = _ATTENTION.get()
     if attention is None:
         return attend(module, query, key, value, attention_mask, **kwargs)[0], None
-    mask = attention.mask_of(module, kwargs.get("sliding_window"))
+    mask = attention_mask
+    if mask is None or mask.data_ptr() == attention.any_mask.data_ptr():
+        mask = attention.mask_of(module, kwargs.get("sliding_window"))
     if attention.split is None:
         return attend(module, query, key, value, mask, **kwargs)[0], None
     by_slot = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [S, H, D], as they lie in the arena
@@ -252,7 +281,7 @@ def branch_attention(
     result = torch.empty_like(by_row, memory_format=torch.contiguous_format)
     for bucket in attention.split.buckets:
         keys, values = (_gather(slots, bucket.columns) for slots in by_slot)
-        own_mask = mask[0, 0, :, : bucket.columns.shape[1]][bucket.rows][:, None]
+        own_mask = mask[0, :, :, : bucket.columns.shape[1]][:, bucket.rows].transpose(0, 1)
         attended = attend(module, _gather(by_row, bucket.rows), keys, values, own_mask, **kwargs)[0]
         rows = bucket.rows.flatten()[bucket.places]
         result.index_copy_(0, rows, attended.flatten(0, 1)[bucket.places].to(result.dtype))

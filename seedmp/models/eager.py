@@ -16,7 +16,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from seedmp.ipc.arena import NUM_GHOSTS, publish_barrier
-from seedmp.models.branch_attention import Attention, attending, layer_windows, route_attention, split_by_branch
+from seedmp.models.branch_attention import Attention, Reach, attending, layer_reaches, route_attention, split_by_branch
 from seedmp.models.buckets import Buckets
 from seedmp.models.features import FeatureTap
 from seedmp.models.rows import Rows
@@ -114,7 +114,7 @@ class EagerRunner:
         self._buckets = buckets
         self._floor = torch.finfo(self.dtype).min
         self._is_routed = route_attention(model)
-        self._windows = layer_windows(model.config)
+        self._reaches = layer_reaches(model.config)
 
     @torch.inference_mode()
     def run(self, rows: Rows) -> torch.Tensor:
@@ -152,7 +152,7 @@ class EagerRunner:
             self._on_device(rows.positions)[None],
             self._on_device(rows.slots),
             self._on_device(rows.wanted if num_wanted else np.zeros(1, dtype=np.int64)),
-            Attention(self._masks(rows, allowed, column_slots), self._windows, split),
+            Attention(self._masks(rows, allowed, column_slots), self._reaches, split),
             columns, num_columns, num_rows, num_wanted,
         )  # fmt: skip
 
@@ -197,19 +197,19 @@ class EagerRunner:
 
     def _masks(
         self, rows: Rows, allowed: np.ndarray, column_slots: np.ndarray | slice
-    ) -> dict[int | None, torch.Tensor]:
-        """The additive mask [1, 1, T, K] of each window that a layer has; columns are [K] or [T, K]."""
+    ) -> dict[Reach | None, torch.Tensor]:
+        """The additive mask [1, 1, T, K] of each reach that a layer has; columns are [K] or [T, K]."""
         last_position = int(rows.positions.max())
-        masks: dict[int | None, torch.Tensor] = {}
-        everything = slot_positions = None
-        for window in dict.fromkeys(self._windows):
-            if window is None or last_position < window:
+        masks: dict[Reach | None, torch.Tensor] = {}
+        everything = column_positions = None
+        for reach in dict.fromkeys(self._reaches):
+            if reach is None or last_position < reach.size:
                 everything = self._additive(allowed) if everything is None else everything
-                masks[window] = everything
+                masks[reach] = everything
                 continue
-            if slot_positions is None:
-                slot_positions = rows.slot_positions(self._cache.arena.shape[2])[column_slots]
-            masks[window] = self._additive(allowed & (rows.positions[:, None] - slot_positions < window))
+            if column_positions is None:
+                column_positions = rows.slot_positions(self._cache.arena.shape[2])[column_slots]
+            masks[reach] = self._additive(allowed & reach.covers(rows.positions, column_positions))
         return masks
 
     def _additive(self, allowed: np.ndarray) -> torch.Tensor:

@@ -15,7 +15,7 @@ from seedmp import Engine, SamplingParams
 from seedmp.config import Schedule
 from seedmp.errors import InternalError
 from seedmp.metrics import RequestCounters
-from seedmp.models.branch_attention import Attention, layer_windows
+from seedmp.models.branch_attention import Attention, Reach, layer_reaches
 from seedmp.scheduler.actions import SendDraftTask
 from tests.helpers.local_loop import LocalLoop, Models
 from tests.helpers.models import ARCHITECTURES, VOCAB_SIZE, WINDOW
@@ -187,11 +187,12 @@ def test_the_window_matters(
     """The cases above would notice a window that is ignored, or that is one token too wide; so would the layers."""
     case = get_case(name)
 
-    def wrong_windows(config: Any) -> tuple[int | None, ...]:
-        assert WINDOW in layer_windows(config)
-        return tuple(window if right == WINDOW else right for right in layer_windows(config))
+    def wrong_reaches(config: Any) -> tuple[Reach | None, ...]:
+        assert Reach(WINDOW) in layer_reaches(config)
+        wrong = None if window is None else Reach(window)
+        return tuple(wrong if right == Reach(WINDOW) else right for right in layer_reaches(config))
 
-    monkeypatch.setattr("seedmp.models.eager.layer_windows", wrong_windows)
+    monkeypatch.setattr("seedmp.models.eager.layer_reaches", wrong_reaches)
     loop = LocalLoop(case.models, method="mcsd", kv_slots=512)
     with pytest.raises(InternalError, match=f"asks for a window of {WINDOW} positions"):
         loop.run(PROMPTS, greedy())
