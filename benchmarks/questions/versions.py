@@ -3,8 +3,8 @@
 ``python -m seedmp.benchmarks.questions.versions --before CHECKOUT --json FILE``
 
 Each row opens one engine by the code of either checkout, in a process of its own. Both do the same job in turns, and
-take turns in being first, so that what else the machine does meets both alike. The figure of a row is the median over pairs of
-tokens per second here ÷ tokens per second there. Texts must be equal before anything is timed.
+take turns in being first, so that what else the machine does meets both alike. The figure of a row is the median over
+pairs of tokens per second here ÷ tokens per second there. Texts must be equal before anything is timed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from seedmp.measuring.node import describe_node
 
 HERE = Path(__file__).resolve().parents[2]
 CHAIN = {"k_config": [1, 1, 1]}
@@ -140,9 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush=True,
         )
     if args.json is not None:
-        args.json.write_text(
-            json.dumps({"settings": {**common, "max_tokens": args.max_tokens}, "rows": results}, indent=1)
-        )
+        settings = common | {"max_tokens": args.max_tokens}
+        plain = {"before": args.before.name, "settings": settings, "rows": results, "node": describe_node()}
+        args.json.write_text(json.dumps(plain, indent=1) + "\n")
     return 0
 
 
