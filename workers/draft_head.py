@@ -65,4 +65,5 @@ class HeadModel:
 
     def token_ids(self, columns: np.ndarray) -> np.ndarray:
         """As ``DraftModel``: the head may know fewer tokens than its target."""
-        return self.runner.target_ids[columns]
+        token_ids: np.ndarray = self.runner.target_ids[columns]
+        return token_ids

@@ -138,6 +138,7 @@ class EagerRunner:
             rows = self._buckets.fill(rows, ghost_slot=self.num_slots)
         split = split_by_branch(rows.allowed, rows.lengths, self.device) if self._is_routed else None
         columns, num_columns = None, self._cache.arena.shape[2]
+        column_slots: np.ndarray | slice
         if split is not None:
             column_slots, allowed = split.columns, split.allowed
         else:

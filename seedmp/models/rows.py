@@ -114,7 +114,7 @@ def pack_rows(branches: Sequence[BranchRows]) -> Rows:
     for b, context, length in zip(branches, contexts, lengths, strict=True):
         end += length
         _see(b, context, allowed[end - length : end])
-    return Rows(*map(_int64, (token_ids, positions, slots)), allowed, _int64(wanted), lengths, tuple(branches))
+    return Rows(_int64(token_ids), _int64(positions), _int64(slots), allowed, _int64(wanted), lengths, tuple(branches))
 
 
 def _see(b: BranchRows, context: np.ndarray, rows: np.ndarray) -> None:

@@ -17,6 +17,8 @@ from seedmp.models.buckets import Buckets
 from seedmp.models.eager import EagerRunner
 from seedmp.models.rows import BranchRows, Rows, pack_rows
 from seedmp.models.runner import RUNNERS, make_runner
+from seedmp.sampling import SamplingParams
+from tests.helpers.local_loop import LocalLoop, Models
 from tests.helpers.models import CONFIGS, VOCAB_SIZE, WINDOW
 
 NUM_SLOTS = 64
@@ -154,8 +156,6 @@ class ToyRunner(EagerRunner):
 
 
 def test_a_runner_from_outside(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tiny_pair: Callable[..., Any]) -> None:
-    from tests.helpers.local_loop import LocalLoop, Models, SamplingParams
-
     (tmp_path / "toy_of_a_user.py").write_text(TOY)
     monkeypatch.syspath_prepend(tmp_path)
     models = Models.load(*tiny_pair("llama"))
