@@ -17,6 +17,8 @@ from seedmp.models.buckets import Buckets
 from seedmp.models.eager import EagerRunner
 from seedmp.models.rows import BranchRows, Rows, pack_rows
 from seedmp.models.runner import RUNNERS, make_runner
+from seedmp.sampling import SamplingParams
+from tests.helpers.local_loop import LocalLoop, Models
 from tests.helpers.models import CONFIGS, VOCAB_SIZE, WINDOW
 
 NUM_SLOTS = 64
