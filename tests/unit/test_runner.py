@@ -156,8 +156,6 @@ class ToyRunner(EagerRunner):
 
 
 def test_a_runner_from_outside(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tiny_pair: Callable[..., Any]) -> None:
-    from seedmp.sampling import SamplingParams
-    from tests.helpers.local_loop import LocalLoop, Models
 
     (tmp_path / "toy_of_a_user.py").write_text(TOY)
     monkeypatch.syspath_prepend(tmp_path)
