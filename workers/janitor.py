@@ -21,7 +21,7 @@ from typing import NoReturn
 from seedmp.ipc.folder import remove_folder
 from seedmp.workers.owner import Owner
 
-GRACE_S = 3.0  # for a supervisor whose user is gone
+GRACE_S = 2.5  # for a supervisor whose user is gone
 READ_S = 2.0  # for a user whose supervisor is gone: until then the last log can be read
 SENT_HOME = b"x"
 STDERR = 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from typing import Any
 
 LONG_S = 3600.0
 POLL_S = 0.25  # where the kernel does not wake those who wait for a process
@@ -21,7 +22,7 @@ class Owner:
         self.pid = pid
         self.pidfd: int | None = None  # readable when the process has ended
         self._was_gone = False
-        self._process = None
+        self._process: Any = None  # of psutil
         try:
             self.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:

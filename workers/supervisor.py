@@ -56,6 +56,7 @@ DUMP_S = 0.3
 RESTART_WINDOW_S = 60.0
 TIDY_S = 1.0
 RING_KEPT_S = 2.0  # after its writer's death: who reads rings looks for new ones more often
+STDERR = 2
 SPARE_FDS, FDS_A_WORKER = 24, 4
 
 
@@ -393,7 +394,9 @@ def allow_open_files(num_workers: int) -> None:
     """
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    needed = SPARE_FDS + FDS_A_WORKER * num_workers + max(map(int, os.listdir("/proc/self/fd")))
+    first_free = os.dup(STDERR)
+    os.close(first_free)
+    needed = first_free + SPARE_FDS + FDS_A_WORKER * num_workers
     if limit != resource.RLIM_INFINITY and limit < needed:
         raise ConfigError(f"a process may open {limit} files (ulimit -n): {num_workers} workers need {needed}")
 

@@ -63,7 +63,7 @@ def test_what_is_in_use_or_not_ours_to_remove_stays(base: Path, monkeypatch: pyt
     second = RuntimeFolder()
     assert {path.name for path in base.iterdir()} - {second.path.name} == before
     foreign = elsewhere.rename(base / "seedmp-foreign")
-    monkeypatch.setattr(folders.os, "getuid", lambda: 1 + foreign.stat().st_uid)
+    monkeypatch.setattr(os, "getuid", lambda: 1 + foreign.stat().st_uid)
     folders.remove_leftovers(base)
     assert foreign.exists()
     monkeypatch.undo()
