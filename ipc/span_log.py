@@ -23,23 +23,32 @@ class _WorkerLog:
     """Rows of one worker's ring, as ``SpanReader.read`` gives them."""
 
     def __init__(self, path: Path) -> None:
-        self.reader = SpanReader(path, LOG)
+        self.path = path
+        self.reader: SpanReader | None = SpanReader(path, LOG)  # None once the ring is gone
         self.reader.record(True)
         self.worker = Incarnation.parse(self.reader.name).worker
         self.rows = np.empty((0, 5), dtype=np.int64)
-        self.num_dropped = 0
-
-    @property
-    def num_lost(self) -> int:
-        return self.reader.num_lost + self.num_dropped
+        self.num_lost = 0
 
     def read(self) -> None:
-        new = self.reader.read()
-        if not len(new):
+        if self.reader is None:
             return
-        rows = np.concatenate([self.rows, new[np.isin(new[:, 0], _KEPT)]])
-        self.num_dropped += max(0, len(rows) - MAX_ROWS)
-        self.rows = rows[-MAX_ROWS:]
+        is_gone = not self.path.exists()  # its worker died a while ago
+        new = self.reader.read()
+        self.num_lost += self.reader.num_lost
+        self.reader.num_lost = 0
+        if is_gone:
+            self.close()
+        if len(new):
+            rows = np.concatenate([self.rows, new[np.isin(new[:, 0], _KEPT)]])
+            self.num_lost += max(0, len(rows) - MAX_ROWS)
+            self.rows = rows[-MAX_ROWS:]
+
+    def close(self) -> None:
+        if self.reader is not None:
+            self.reader.record(False)
+            self.reader.close()
+            self.reader = None
 
     def spans(self) -> list[Span]:
         rows, worker_id = self.rows, -1 if self.worker.draft is None else self.worker.draft
@@ -100,7 +109,7 @@ class SpanLog:
             self._thread.join()
         with self._lock:
             for worker in self._workers.values():
-                worker.reader.record(False)
+                worker.close()
 
     def _run(self) -> None:
         while not self._stop.wait(READ_S) and self.folder.exists():

@@ -5,13 +5,13 @@ Public names are loaded on first use, so that ``import seedmp`` is cheap.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 # In a checkout ipc/ and workers/ lie beside this folder and import as seedmp.ipc and seedmp.workers.
-_checkout = Path(__file__).resolve().parent.parent
-if (_checkout / "setup.cfg").is_file():
-    __path__.append(str(_checkout))
+_checkout = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+if os.path.isfile(os.path.join(_checkout, "setup.cfg")):
+    __path__.append(_checkout)
 
 __version__ = "0.1.0"
 

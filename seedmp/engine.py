@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
-import shutil
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,10 @@ from seedmp.encode import Encoder, as_list
 from seedmp.encode import Prompt as Prompt  # as the methods below name it
 from seedmp.errors import ConfigError, EngineClosedError, RejectedError, RequestTimeoutError
 from seedmp.in_flight import Job
-from seedmp.ipc.endpoints import make_runtime_dir
+from seedmp.ipc.folder import RuntimeFolder
 from seedmp.ipc.span_log import SpanLog
 from seedmp.ipc.span_ring import SpanRing, ring_path
-from seedmp.launch import Launcher, LocalLauncher
+from seedmp.launch import Launcher, LocalLauncher, hold_standard_descriptors
 from seedmp.methods.registry import method_class
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, load_config, load_tokenizer
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from seedmp.profiling.profile import Profile
 
 START_S = 30.0  # added to ready_timeout_s, for starting the process that starts the workers
+
+_OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()  # of this process and, after a fork, of its parent
 
 
 class Engine:
@@ -86,19 +88,28 @@ class Engine:
         load_config(ModelSpec(self.config.target, self.config.target_shape))
         draft_kind = make_draft_kind(self.config)
         draft_kind.check()
-        self.folder = make_runtime_dir()
+        hold_standard_descriptors()
+        self._pid = os.getpid()
+        runtime = RuntimeFolder()
+        self.folder = runtime.path
         self._ending = contextlib.ExitStack()  # what close() does, last first
         try:
-            self._start(launcher or LocalLauncher(), draft_kind)
-        except BaseException:
+            self._start(launcher or LocalLauncher(), draft_kind, runtime)
+        except BaseException as error:
             self.close()
+            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise ConfigError(f"this process may open too few files for an engine (ulimit -n): {error}") from error
             raise
 
-    def _start(self, launcher: Launcher, draft_kind: DraftKind) -> None:
+    def _disown(self) -> None:
+        """This process was forked from the one that opened the engine: here it is closed. Nothing is sent or ended."""
+        self._io = _NotHere(self._pid)  # type: ignore[assignment]  # the connection's thread is not here
+
+    def _start(self, launcher: Launcher, draft_kind: DraftKind, runtime: RuntimeFolder) -> None:
         """Start the processes, load the tokenizer meanwhile, then wait until all groups serve."""
         leftovers = contextlib.ExitStack()  # also undone when the engine is forgotten, so it does not know the engine
-        self._ending.callback(weakref.finalize(self, leftovers.close))
-        leftovers.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._ending.callback(weakref.finalize(self, _close_in, self._pid, leftovers))
+        leftovers.callback(runtime.remove)
         self._span_log = SpanLog(self.folder)
         self._ending.callback(self._span_log.close)
         self._launch = launcher.start(self.config, self.folder)
@@ -112,6 +123,7 @@ class Engine:
         ring = SpanRing(ring_path(self.folder, "engine"))
         self._io = Connection(self._launch, self._detokenizer, ring)
         self._ending.callback(self._io.stop, EngineClosedError("the engine was closed"))
+        _OPEN.add(self)
         self._io.start(self.config.ready_timeout_s + START_S)
         for observer in tuple(observers.OBSERVERS):
             self._ending.callback(observer(self))
@@ -386,14 +398,44 @@ class Engine:
     # --- ending ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all processes and remove sockets and shared memory; pending requests raise EngineClosedError."""
-        self._ending.close()
+        """End all processes and remove sockets and shared memory; pending requests raise EngineClosedError.
+
+        In a process that was forked from the one that opened the engine, it does nothing.
+        """
+        _close_in(self._pid, self._ending)
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+class _NotHere:
+    """In a forked process, the connection of its parent's engine."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def drop_branch(self, branch_id: int, *, free: bool) -> None:
+        """The branch is the parent's; finalizers call this, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise EngineClosedError(f"the engine belongs to process {self._pid}, which forked this one: open another here")
+
+
+def _close_in(pid: int, ending: contextlib.ExitStack) -> None:
+    """End what belongs to process ``pid``, if this is that process and not one forked from it."""
+    if os.getpid() == pid:
+        ending.close()
+
+
+def _disown_all() -> None:
+    for engine in list(_OPEN):
+        engine._disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 def _default_draft(target: str | os.PathLike[str] | None, method: object) -> str:

@@ -16,12 +16,24 @@ from pathlib import Path
 from typing import Protocol
 
 from seedmp.config import EngineConfig
-from seedmp.errors import EngineDeadError
+from seedmp.errors import EngineDeadError, WorkerStartError
 from seedmp.ipc.channel import receive_on_pipe, send_on_pipe
+from seedmp.ipc.folder import last_log, log_path
 from seedmp.ipc.messages import EngineDown, GroupStarted, Shutdown, WorkerLost, WorkerReady
 from seedmp.system import let_idle_threads_sleep
 
-STOP_S = 6.0
+SUPERVISOR = "supervisor"
+STOP_S = 4.0
+STDERR = 2
+
+# What the supervisor's interpreter runs, with the folder above this package before its arguments. The first line comes
+# before any import: `python -c` would search the current folder for libraries, and run a file that somebody left there.
+BOOTSTRAP = """\
+import sys; sys.path[:] = filter(None, sys.path)
+sys.path.insert(0, sys.argv.pop(1)); import seedmp; del sys.path[0]
+from seedmp.workers.start import main; main()
+"""
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 GroupEvent = WorkerReady | WorkerLost | GroupStarted | EngineDown
 
@@ -76,41 +88,61 @@ class LocalLauncher:
     """Starts all groups on this machine, as children of a supervisor process."""
 
     def start(self, config: EngineConfig, folder: Path) -> LocalLaunch:
-        """Start the supervisor, with a pipe each way; it forks the workers."""
+        """Start the supervisor, with a pipe each way; it forks the workers.
+
+        Raises:
+            WorkerStartError: the system starts no process.
+        """
         read_theirs, write_ours = os.pipe()
         read_ours, write_theirs = os.pipe()
         to_supervisor, from_supervisor = Pipe(write_ours, readable=False), Pipe(read_ours, writable=False)
         try:
-            with open(folder / "supervisor.log", "w") as log_file:
+            with open(log_path(folder, SUPERVISOR), "a") as log_file:
                 process = subprocess.Popen(
                     [
-                        sys.executable, "-m", "seedmp.workers.supervisor", "--folder", str(folder),
+                        sys.executable, "-c", BOOTSTRAP, str(CHECKOUT), "--folder", str(folder),
                         "--engine-in", str(read_theirs), "--engine-out", str(write_theirs),
+                        "--owner", str(os.getpid()),
                     ],
                     stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, env=_environment(),
                     start_new_session=True, pass_fds=(read_theirs, write_theirs),
                 )  # fmt: skip
+        except OSError as error:
+            to_supervisor.close()
+            from_supervisor.close()
+            raise WorkerStartError(f"no process can be started ({sys.executable}): {error}") from error
         finally:
             os.close(read_theirs)
             os.close(write_theirs)
-        to_supervisor.send_bytes(json.dumps(config.to_plain()).encode())
-        return LocalLaunch(process, to_supervisor, from_supervisor, config.num_groups)
+        with contextlib.suppress(OSError):  # it has ended already; the other pipe tells
+            to_supervisor.send_bytes(json.dumps(config.to_plain()).encode())
+        return LocalLaunch(process, to_supervisor, from_supervisor, config.num_groups, folder)
 
 
 class LocalLaunch:
-    """A supervisor and the workers that it forked; they end when this process does."""
+    """A supervisor and the workers that it forked; they end when this process does.
+
+    Args:
+        folder: where the supervisor has its log; None: nowhere.
+    """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], to_supervisor: Pipe, from_supervisor: Pipe, num_groups: int
+        self,
+        process: subprocess.Popen[bytes],
+        to_supervisor: Pipe,
+        from_supervisor: Pipe,
+        num_groups: int,
+        folder: Path | None = None,
     ) -> None:
         self.process = process
         self.num_groups = num_groups
         self._to_supervisor = to_supervisor
         self._from_supervisor = from_supervisor
+        self._folder = folder
 
     @property
     def pids(self) -> dict[str, int]:
-        return {"supervisor": self.process.pid}
+        return {SUPERVISOR: self.process.pid}
 
     def fileno(self) -> int:
         return self._from_supervisor.fileno()
@@ -122,7 +154,9 @@ class LocalLaunch:
                 news.append(receive_on_pipe(self._from_supervisor))
         except (EOFError, OSError):
             if not news:  # else the next call says so
-                raise EngineDeadError("the supervisor process is gone") from None
+                log = "" if self._folder is None else last_log(self._folder, SUPERVISOR)
+                told = f"\n--- last log lines of {SUPERVISOR} ---\n{log}" if log else ""
+                raise EngineDeadError(f"the supervisor process is gone{told}") from None
         return news
 
     def close(self) -> None:
@@ -136,16 +170,29 @@ class LocalLaunch:
             self._to_supervisor.close()
         try:
             self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:  # it is stopped or hangs, or the user does not want to wait
             self.process.kill()  # the workers follow it
             self.process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+
+
+def hold_standard_descriptors() -> None:
+    """Open those of 0, 1 and 2 that are closed, as in some daemons, on nothing.
+
+    Else they would become pipes and sockets of ours, and what somebody prints would be written into these.
+    """
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= STDERR:
+        fd = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+    os.close(fd)
 
 
 def _environment() -> dict[str, str]:
-    """Of the supervisor: it finds this very package, forks safely and keeps quiet."""
+    """Of the supervisor: it forks safely and keeps quiet."""
     env = dict(os.environ)
-    checkout = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, env.get("PYTHONPATH")]))
+    if "PYTHONPATH" in env:  # an empty entry is the current folder
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, env["PYTHONPATH"].split(os.pathsep)))
     env.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not make a context before forking
     let_idle_threads_sleep(env)
     env["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # no loader threads in the process that forks

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import faulthandler
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -21,11 +24,11 @@ import torch
 
 from seedmp.ids import WorkerName
 from seedmp.ipc.channel import send_on_pipe
+from seedmp.ipc.folder import log_path
 from seedmp.ipc.messages import WorkerFailed, WorkerReady
 
 PR_SET_PDEATHSIG = 1
 MAX_TRACEBACK_CHARS = 8000
-LAST_LOG_CHARS = 2000
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,12 @@ class WorkerSpec:
     beat_index: int
 
 
-def log_path(folder: Path, name: str) -> Path:
-    """Where a process writes its log."""
-    return folder / f"{name}.log"
-
-
-def last_log(folder: Path, name: str) -> str:
-    """The end of a process's log, possibly empty."""
-    try:
-        return log_path(folder, name).read_text(errors="replace")[-LAST_LOG_CHARS:].strip()
-    except OSError:
-        return ""
+def explain(error: BaseException) -> str:
+    """The words of an error; where descriptors ran out, with the limit."""
+    if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE):
+        return str(error)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"{error}: a process may open {limit} (ulimit -n)"
 
 
 def die_with_parent() -> None:
@@ -118,7 +116,9 @@ def run_worker(
     except BaseException as error:
         text = traceback.format_exc()
         print(text, file=log_file)
-        failed = WorkerFailed(str(spec.name), spec.epoch, type(error).__name__, str(error), text[-MAX_TRACEBACK_CHARS:])
-        send_on_pipe(supervisor, failed)
+        kind, told = type(error).__name__, explain(error)[:MAX_TRACEBACK_CHARS]
+        failed = WorkerFailed(str(spec.name), spec.epoch, kind, told, text[-MAX_TRACEBACK_CHARS:])
+        with contextlib.suppress(OSError):  # the supervisor is gone
+            send_on_pipe(supervisor, failed)
         os._exit(1)
     os._exit(0)

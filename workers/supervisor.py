@@ -1,20 +1,20 @@
 """The supervisor: a small process that preloads the libraries, forks the workers and replaces them.
 
-Started by the engine as ``python -m seedmp.workers.supervisor``, so the user's ``__main__`` is never
-imported again. It has one thread, no socket and no CUDA context: forking from it is safe and quick.
-It ends, and takes everything with it, when the pipe from the engine closes.
+Started by ``seedmp.workers.start``, so the user's ``__main__`` is never imported again. It has one thread, no
+socket and no CUDA context: forking from it is safe and quick. It ends, and takes everything with it, when the pipe
+from the engine closes or the user's process is gone.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
-import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,9 +29,10 @@ import zmq  # noqa: F401  preloaded for the workers; no context is made here
 
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError, SeedmpError
-from seedmp.ids import WorkerName
+from seedmp.ids import Incarnation, WorkerName
 from seedmp.ipc.channel import receive_on_pipe, send_on_pipe
-from seedmp.ipc.endpoints import engine_endpoint
+from seedmp.ipc.endpoints import draft_endpoint, engine_endpoint
+from seedmp.ipc.folder import bound_log, last_log
 from seedmp.ipc.messages import (
     EngineDown,
     GroupStarted,
@@ -45,12 +46,18 @@ from seedmp.models.load import load_config
 from seedmp.trace import Activity
 from seedmp.workers.build import Build, SharedDraft, preload
 from seedmp.workers.draft import DraftServer
-from seedmp.workers.lifecycle import WorkerSpec, last_log, run_worker
+from seedmp.workers.janitor import Janitor
+from seedmp.workers.lifecycle import WorkerSpec, explain, run_worker
+from seedmp.workers.owner import Owner
 
 TICK_S = 0.25
-SHUTDOWN_S = 3.0
+SHUTDOWN_S = 2.0
 DUMP_S = 0.3
 RESTART_WINDOW_S = 60.0
+TIDY_S = 1.0
+RING_KEPT_S = 2.0  # after its writer's death: who reads rings looks for new ones more often
+STDERR = 2
+SPARE_FDS, FDS_A_WORKER = 24, 4
 
 
 @dataclass
@@ -71,19 +78,31 @@ class Group:
     index: int
     verifier_epoch: int = 0
     announced: bool = False
+    has_served: bool = False
 
 
 class Supervisor:
     """Forks, watches and replaces the workers of one engine."""
 
-    def __init__(self, config: EngineConfig, folder: Path, engine_in: Connection, engine_out: Connection) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        folder: Path,
+        engine_in: Connection,
+        engine_out: Connection,
+        owner: Owner,
+        janitor: Janitor,
+    ) -> None:
         self.config = config
         self.folder = folder
         self.engine_in = engine_in
         self.engine_out = engine_out
+        self.owner = owner
+        self.janitor = janitor
         self.fork = multiprocessing.get_context("fork")
         self.lifeline_read, self.lifeline_write = os.pipe()
         num_workers = config.num_groups * (1 + config.drafts_per_group)
+        allow_open_files(num_workers)
         self.board = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
         self.workers: dict[WorkerName, Worker] = {}
         self.groups = [Group(index) for index in range(config.num_groups)]
@@ -92,6 +111,8 @@ class Supervisor:
         self.started_s = time.monotonic()
         self.build = Build(config)
         self.shared: list[SharedDraft] = []
+        self.dead_rings: deque[tuple[float, Path]] = deque()  # when the writer's death was seen, where
+        self.tidied_s = self.started_s
 
     # --- starting -------------------------------------------------------------------------------
 
@@ -133,6 +154,7 @@ class Supervisor:
     ) -> None:
         ours, theirs = self.fork.Pipe()
         foreign = [ours.fileno(), self.engine_in.fileno(), self.engine_out.fileno(), self.lifeline_write]
+        foreign.append(self.janitor.socket.fileno())
         foreign += [worker.pipe.fileno() for worker in self.workers.values() if not worker.pipe.closed]
         self.board[spec.beat_index] = time.monotonic_ns()
         process = self.fork.Process(
@@ -184,12 +206,14 @@ class Supervisor:
         ring = SpanRing(ring_path(self.folder, "supervisor"))
         while True:
             sources: list[Any] = [self.engine_in]
+            if self.owner.pidfd is not None:
+                sources.append(self.owner.pidfd)
             sources += [worker.process.sentinel for worker in self.workers.values()]
             sources += [worker.pipe for worker in self.workers.values() if not worker.pipe.closed]
             ring.enter(Activity.IDLE)
             ready = wait(sources, TICK_S)
             ring.enter(Activity.WATCH)
-            if self.engine_in in ready and self._engine_is_done():
+            if self.owner.is_gone() or (self.engine_in in ready and self._engine_is_done()):
                 return
             for worker in list(self.workers.values()):
                 self._read_reports(worker)
@@ -197,6 +221,7 @@ class Supervisor:
                 if self.workers.get(worker.spec.name) is worker and not worker.process.is_alive():
                     self._on_death(worker)
             self._check_deadlines()
+            self._tidy()
 
     def _engine_is_done(self) -> bool:
         try:
@@ -215,27 +240,39 @@ class Supervisor:
                     self._tell_engine(msg)
                     self._announce_groups()
         except (EOFError, OSError):
-            worker.pipe.close()
+            worker.pipe.close()  # it is dying; its end will be seen
 
     def _announce_groups(self) -> None:
         for group in self.groups:
             drafts = range(self.config.drafts_per_group)
             members = [WorkerName(group.index), *(WorkerName(group.index, draft) for draft in drafts)]
             if not group.announced and all(name in self.workers and self.workers[name].is_ready for name in members):
-                group.announced = True
+                group.announced = group.has_served = True
                 endpoint = engine_endpoint(self.folder, group.index, group.verifier_epoch)
                 self._tell_engine(GroupStarted(group.index, group.verifier_epoch, endpoint))
 
     def _tell_engine(self, msg: Any) -> None:
-        send_on_pipe(self.engine_out, msg)
+        try:
+            send_on_pipe(self.engine_out, msg)
+        except OSError:
+            raise _EngineGone from None
+
+    def _tell_worker(self, worker: Worker, msg: Any) -> None:
+        """Send a message; a worker that cannot take it is dying, and its end will be seen."""
+        try:
+            if not worker.pipe.closed:
+                send_on_pipe(worker.pipe, msg)
+        except OSError:
+            worker.pipe.close()
 
     def _on_death(self, worker: Worker) -> None:
         self._read_reports(worker)
-        worker.pipe.close()
-        worker.process.join()
-        del self.workers[worker.spec.name]
+        self._forget(worker)
+        name = worker.spec.name
+        group = self.groups[name.group]
         exitcode = worker.process.exitcode if worker.process.exitcode is not None else -1
-        if not worker.is_ready:
+        was_killed = exitcode < 0
+        if not worker.is_ready and not (group.has_served and was_killed):
             raise _StartFailed(worker, exitcode)
         lost = WorkerLost(str(worker.spec.name), worker.spec.epoch, exitcode)
         self._tell_engine(lost)
@@ -245,12 +282,10 @@ class Supervisor:
             self.deaths.popleft()
         if len(self.deaths) > self.config.max_restarts:
             raise _GaveUp(worker, exitcode, len(self.deaths))
-        name = worker.spec.name
-        group = self.groups[name.group]
         if name.draft is not None:
             verifier = self.workers.get(WorkerName(group.index))
-            if verifier is not None and verifier.process.is_alive():
-                send_on_pipe(verifier.pipe, lost)
+            if verifier is not None and verifier.process.is_alive():  # else the whole group starts again
+                self._tell_worker(verifier, lost)
                 self._start_draft(group, name.draft)
             return
         self._stop([w for other, w in self.workers.items() if other.group == group.index], grace_s=0)
@@ -279,11 +314,7 @@ class Supervisor:
         """Ask verifiers to finish (they tell their drafts), then make sure of it."""
         verifiers = [worker for name, worker in self.workers.items() if name.draft is None]
         for verifier in verifiers:
-            if not verifier.pipe.closed:
-                try:
-                    send_on_pipe(verifier.pipe, Shutdown())
-                except OSError:
-                    verifier.pipe.close()  # it died first
+            self._tell_worker(verifier, Shutdown())
         self._stop(list(self.workers.values()), SHUTDOWN_S)
 
     def _stop(self, workers: list[Worker], grace_s: float) -> None:
@@ -293,9 +324,32 @@ class Supervisor:
         for worker in workers:
             if worker.process.is_alive():
                 worker.process.kill()
-            worker.process.join()
-            worker.pipe.close()
-            self.workers.pop(worker.spec.name, None)
+            self._forget(worker)
+
+    def _forget(self, worker: Worker) -> None:
+        """A process has ended, or was killed: nothing of it stays but its log, and for a moment its ring."""
+        worker.process.join()
+        worker.pipe.close()
+        self.workers.pop(worker.spec.name, None)
+        name, epoch = worker.spec.name, worker.spec.epoch
+        self.dead_rings.append((time.monotonic(), ring_path(self.folder, str(Incarnation(name, epoch)))))
+        if name.draft is None:
+            for endpoint in (engine_endpoint, draft_endpoint):
+                Path(endpoint(self.folder, name.group, epoch).removeprefix("ipc://")).unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Keep the folder small, however long the engine serves and however many workers died."""
+        now = time.monotonic()
+        while self.dead_rings and now - self.dead_rings[0][0] > RING_KEPT_S:
+            self.dead_rings.popleft()[1].unlink(missing_ok=True)
+        if now - self.tidied_s > TIDY_S:
+            self.tidied_s = now
+            for path in self.folder.glob("*.log"):
+                bound_log(path)
+
+
+class _EngineGone(Exception):
+    """The engine does not read any more."""
 
 
 class _Down(SeedmpError):
@@ -332,42 +386,44 @@ class _GaveUp(_Down):
         )
 
 
-def main() -> None:
-    """Entry point of ``python -m seedmp.workers.supervisor``."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--engine-in", type=int, required=True)
-    parser.add_argument("--engine-out", type=int, required=True)
-    args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    engine_in = Connection(args.engine_in, writable=False)
-    engine_out = Connection(args.engine_out, readable=False)
+def allow_open_files(num_workers: int) -> None:
+    """Let this process and the workers open as many files as the system allows.
+
+    Raises:
+        ConfigError: that is too few for so many workers.
+    """
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    first_free = os.dup(STDERR)
+    os.close(first_free)
+    needed = first_free + SPARE_FDS + FDS_A_WORKER * num_workers
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise ConfigError(f"a process may open {limit} files (ulimit -n): {num_workers} workers need {needed}")
+
+
+def main(folder: Path, engine_in: Connection, engine_out: Connection, owner: Owner, janitor: Janitor) -> None:
+    """Serve one engine, then end this process and everything that belongs to it."""
     supervisor: Supervisor | None = None
     down: EngineDown | None = None
     try:
-        plain = json.loads(engine_in.recv_bytes())
-        supervisor = Supervisor(EngineConfig.from_plain(plain), args.folder, engine_in, engine_out)
+        config = EngineConfig.from_plain(json.loads(engine_in.recv_bytes()))
+        supervisor = Supervisor(config, folder, engine_in, engine_out, owner, janitor)
         supervisor.start()
         supervisor.watch()
-    except EOFError:
-        pass  # the engine is gone
+    except (EOFError, _EngineGone):
+        pass  # nobody is to be told
     except _Down as error:
         name = str(error.worker.spec.name)
-        down = EngineDown(error.kind, str(error), name, last_log(args.folder, name))
+        down = EngineDown(error.kind, str(error), name, last_log(folder, name))
     except ConfigError as error:
         down = EngineDown("ConfigError", str(error), "supervisor", "")
-    except BrokenPipeError:
-        pass  # the engine is gone
-    except Exception as error:
-        import traceback
-
+    except OSError as error:  # of files, processes or memory, the system gives no more
         traceback.print_exc()
-        down = EngineDown(
-            "EngineDeadError",
-            f"supervisor: {type(error).__name__}: {error}",
-            "supervisor",
-            traceback.format_exc(),
-        )
+        down = EngineDown("WorkerStartError", f"supervisor: {explain(error)}", "supervisor", "")
+    except Exception as error:
+        traceback.print_exc()
+        text = f"supervisor: {type(error).__name__}: {error}"
+        down = EngineDown("EngineDeadError", text, "supervisor", traceback.format_exc())
     if supervisor is not None:
         supervisor.stop()
     try:
@@ -376,10 +432,6 @@ def main() -> None:
         engine_out.close()
     except OSError:
         pass  # nobody listens
-    shutil.rmtree(args.folder, ignore_errors=True)
-    sys.stdout.flush()
+    shutil.rmtree(folder, ignore_errors=True)
+    janitor.send_home()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

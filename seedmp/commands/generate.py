@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 
 from seedmp.commands.arguments import add_engine, engine_settings
 from seedmp.engine import Engine
+from seedmp.errors import RejectedError
 from seedmp.sampling import SamplingParams
 
 
@@ -26,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     params = SamplingParams(
         temperature=args.temperature, max_tokens=args.max_tokens, stop=tuple(args.stop), seed=args.seed, n=args.n
     )
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = _read_stdin() if args.prompt == "-" else args.prompt
     with Engine(**engine_settings(args)) as engine:
         handles = engine.submit_all(prompt, params)
         for number, handle in enumerate(handles, start=1):
@@ -36,3 +38,14 @@ def run(args: argparse.Namespace) -> int:
                 print(chunk.text if engine.tokenizer is not None else f"{chunk.token_ids} ", end="", flush=True)
             print()
     return 0
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise RejectedError("prompt -: standard input is closed")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")  # in the C locale Python lets everything through
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise RejectedError(f"standard input must be valid {error.encoding}: byte {error.start} is not") from None

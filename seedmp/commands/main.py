@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from seedmp import __version__
-from seedmp.errors import SeedmpError
+from seedmp.errors import ConfigError, SeedmpError
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -34,19 +36,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0, 2 after an error that is told in one line, 130 after Ctrl-C.
     """
-    args = parse(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
-        status: int = args.run(args)
+        try:
+            _check_text(words)
+            args = parse(words)
+            status: int = args.run(args)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # else a full disk is met when nobody can tell of it
         return status
     except SeedmpError as error:
-        print(f"seedmp: {error}", file=sys.stderr)
+        _tell(f"seedmp: {error}")
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print("seedmp: interrupted", file=sys.stderr)
+        _tell("seedmp: interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)
         return EXIT_OK
+    except (OSError, UnicodeError) as error:  # a full disk, a file that is not there, text that is none
+        _drop(sys.stdout)
+        _tell(f"seedmp: {error}")
+        return EXIT_ERROR
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Raises ConfigError: a word of the command line is not valid UTF-8."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"argument {word!r}: must be valid UTF-8") from None
+
+
+def _tell(text: str) -> None:
+    """Print an error, where somebody reads errors."""
+    if sys.stderr is not None:
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except OSError:
+            _drop(sys.stderr)
+
+
+def _drop(stream: TextIO | None) -> None:
+    """What is in the buffer of a stream goes nowhere; else the interpreter's end would fail on it."""
+    with contextlib.suppress(OSError):  # it is no file
+        if stream is not None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

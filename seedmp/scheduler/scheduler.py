@@ -268,7 +268,7 @@ class Scheduler:
     # --- drafts ---------------------------------------------------------------------------------
 
     def _on_worker_joined(self, event: WorkerJoined, now_ns: int) -> list[Action]:
-        self.workers[event.worker_id] = event.epoch
+        self.drafting.welcome(event.worker_id, event.epoch)
         return []
 
     def _on_worker_lost(self, event: WorkerLost, now_ns: int) -> list[Action]:

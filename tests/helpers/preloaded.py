@@ -19,7 +19,9 @@ from typing import Any, NoReturn, TextIO
 
 import psutil
 
-COMMAND = ["-m", "seedmp.workers.supervisor"]
+from seedmp.launch import BOOTSTRAP, CHECKOUT
+
+COMMAND = ["-c", BOOTSTRAP, str(CHECKOUT)]
 MAX_REQUEST_BYTES = 1 << 16
 NUM_FDS = 3  # from the engine, to the engine, log
 
@@ -38,12 +40,12 @@ class Preloaded:
         self, args: Sequence[str], *, stdout: TextIO, env: dict[str, str], pass_fds: tuple[int, int], **settings: Any
     ) -> Supervisor:
         """Fork a supervisor; the arguments are those that an engine gives to ``subprocess.Popen``."""
-        assert list(args[:3]) == [sys.executable, *COMMAND], args
+        assert list(args[:4]) == [sys.executable, *COMMAND], args
         assert settings == {"stdin": subprocess.DEVNULL, "stderr": stdout, "start_new_session": True}, settings
         if self._socket is None:
             self._start(env)
         assert self._socket is not None
-        request = json.dumps([args[3:], pass_fds, env]).encode()
+        request = json.dumps([args[4:], pass_fds, env]).encode()
         socket.send_fds(self._socket, [request], [*pass_fds, stdout.fileno()])
         answer = self._socket.recv(MAX_REQUEST_BYTES)
         assert answer, "the preloaded process has ended"
@@ -54,7 +56,7 @@ class Preloaded:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL, env=env, pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL, env={**env, "PYTHONPATH": str(CHECKOUT)}, pass_fds=(theirs.fileno(),),
             )  # fmt: skip
 
     def close(self) -> None:
@@ -112,9 +114,9 @@ def serve(requests: socket.socket) -> None:
 
 
 def supervise(request: tuple[list[str], list[int], dict[str, str]], fds: list[int]) -> NoReturn:
-    """Be what ``python -m seedmp.workers.supervisor`` is."""
+    """Be what the engine's command starts."""
     try:
-        from seedmp.workers import supervisor
+        from seedmp.workers import start
 
         arguments, their_fds, env = request
         engine_in, engine_out, log = fds
@@ -127,8 +129,8 @@ def supervise(request: tuple[list[str], list[int], dict[str, str]], fds: list[in
         os.close(log)
         os.environ.clear()
         os.environ.update(env)
-        sys.argv = [COMMAND[1], *(ours.get(argument, argument) for argument in arguments)]
-        supervisor.main()
+        sys.argv = [COMMAND[0], *(ours.get(argument, argument) for argument in arguments)]
+        start.main()
     except BaseException:
         traceback.print_exc()
     os._exit(1)

@@ -580,6 +580,22 @@ def test_a_lost_worker_of_an_old_epoch_takes_nothing_from_the_new_one() -> None:
     world.check_texts()
 
 
+def test_a_hello_that_comes_after_the_death_is_not_believed() -> None:
+    """They come by different ways: the hello from the draft, the death from the supervisor."""
+    world = World(fcfs_config(), random.Random(0))
+    world.epochs[0] = 0
+    world.tell(events.WorkerLost(0, 0))
+    world.tell(events.WorkerJoined(0, 0))
+    assert not world.scheduler.workers
+    world.submit([1, 2], SamplingParams(temperature=0.0, max_tokens=5, seed=1))
+    world.decide()
+    assert not world.tasks
+    world.join(0)
+    assert world.scheduler.workers == {0: 1}
+    world.drain()
+    world.check_texts()
+
+
 def test_a_forward_that_was_never_ordered_is_a_bug() -> None:
     world = World(fcfs_config(), random.Random(0))
     with pytest.raises(InvalidTransitionError, match="never ordered"):

@@ -1,0 +1,33 @@
+"""What a supervisor's process does first: it comes from the engine, and no library is loaded yet.
+
+The engine starts ``python -c BOOTSTRAP CHECKOUT ARGUMENTS`` (``seedmp/launch.py``), not ``python -m``: that would
+search the current folder for libraries, and run a ``torch.py`` that somebody left there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from seedmp.workers.janitor import Janitor
+from seedmp.workers.owner import Owner
+
+
+def main() -> None:
+    """Fork the janitor while this process is small, load the libraries, then supervise."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--engine-in", type=int, required=True)
+    parser.add_argument("--engine-out", type=int, required=True)
+    parser.add_argument("--owner", type=int, required=True, help="pid of the user's process")
+    args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    owner = Owner(args.owner)
+    janitor = Janitor(args.folder, owner)
+    engine_in = Connection(args.engine_in, writable=False)
+    engine_out = Connection(args.engine_out, readable=False)
+    from seedmp.workers import supervisor  # takes seconds
+
+    supervisor.main(args.folder, engine_in, engine_out, owner, janitor)
