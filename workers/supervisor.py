@@ -35,6 +35,7 @@ from seedmp.ipc.endpoints import engine_endpoint
 from seedmp.ipc.messages import (
     EngineDown,
     GroupStarted,
+    ReplaceWorker,
     Shutdown,
     WorkerFailed,
     WorkerLost,
@@ -214,8 +215,18 @@ class Supervisor:
                     worker.is_ready = True
                     self._tell_engine(msg)
                     self._announce_groups()
+                elif isinstance(msg, ReplaceWorker):
+                    self._replace(msg, worker)
         except (EOFError, OSError):
             worker.pipe.close()
+
+    def _replace(self, order: ReplaceWorker, verifier: Worker) -> None:
+        """Kill a draft; an incarnation that is not there, and so writes nothing, is said to be lost at once."""
+        worker = self.workers.get(WorkerName.parse(order.worker))
+        if worker is not None and worker.spec.epoch == order.epoch:
+            worker.process.kill()  # ``watch`` notices, and starts the next one
+        else:
+            send_on_pipe(verifier.pipe, WorkerLost(order.worker, order.epoch, -1))
 
     def _announce_groups(self) -> None:
         for group in self.groups:
