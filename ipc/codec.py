@@ -40,6 +40,7 @@ Reader = Callable[[Any, "_Frames"], Any]
 ALLOWED_DTYPES = {"<i4": np.dtype("<i4"), "<f4": np.dtype("<f4")}
 MAX_INT = 2**63 - 1  # MessagePack itself allows nothing below -2**63
 MAX_HEADER_BYTES = 1 << 24
+MAX_LISTS = 1 << 16  # in a header
 MAX_DIMS = 4
 MAX_ARRAY_ITEMS = 1 << 30
 MAX_PEEKED = 3  # numbers at the beginning of a message that was refused
@@ -154,9 +155,22 @@ def _unpack(frame: Any) -> Any:
             walker = msgpack.Unpacker(None, max_buffer_size=num_bytes, **_NO_MAPS)
             walker.feed(frame)
             walker.skip()
-        return msgpack.unpackb(frame, raw=False, use_list=True, **_NO_MAPS)
+        return msgpack.unpackb(frame, raw=False, use_list=True, list_hook=_ListCounter(), **_NO_MAPS)
     except (*_BAD_VALUE, msgpack.UnpackException, RecursionError) as error:
         raise ProtocolError(f"not MessagePack: {type(error).__name__}") from error
+
+
+class _ListCounter:
+    """Called with each list of a header: millions of empty ones fit into few bytes, but not into little memory."""
+
+    def __init__(self) -> None:
+        self.num_lists = 0
+
+    def __call__(self, items: list[Any]) -> list[Any]:
+        self.num_lists += 1
+        if self.num_lists > MAX_LISTS:
+            raise ValueError
+        return items
 
 
 def peek(frames: Sequence[Any], why: str) -> Refused:

@@ -334,8 +334,11 @@ class Drafting:
 def _why_unusable(lease: DraftLease, event: ProposalArrived) -> str:
     """Why a proposal is not what was ordered, or nothing."""
     tree, shape = event.tree, lease.shape
-    is_static, depth = isinstance(shape, Growmap), max(tree.depths, default=0)
-    max_nodes, max_depth = (shape.num_nodes, shape.depth) if is_static else (shape.nodes, shape.max_depth)
+    if isinstance(shape, Growmap):
+        max_nodes, max_depth = shape.num_nodes, shape.depth
+    else:
+        max_nodes, max_depth = shape.nodes, shape.max_depth
+    depth = max(tree.depths, default=0)
     if len(tree) > max_nodes or depth > max_depth:
         return f"a tree of {len(tree)} nodes, {depth} deep: at most {max_nodes} nodes, {max_depth} deep, were ordered"
     if len(tree) and tree.kind is not lease.kind:

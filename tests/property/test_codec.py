@@ -222,6 +222,7 @@ COSTLY = {
     "arrays that claim much": [nested_claims(1000, SIZE).ljust(SIZE, b"\0")],
     "arrays that claim too much": [nested_claims(1000, 2**32 - 1).ljust(SIZE, b"\0")],
     "deep": [b"\x91" * SIZE],
+    "empty lists": [b"\xdd" + SIZE.to_bytes(4, "big") + b"\x90" * SIZE],
     "a map": [b"\xdf\xff\xff\xff\xff".ljust(SIZE, b"\xa0")],
     "a long tag": [msgpack.packb(["x" * SIZE])],
     "a long enum": proposal(kind="x" * SIZE),
