@@ -13,11 +13,16 @@ from seedmp.ipc import codec
 
 log = logging.getLogger(__name__)
 
+MAX_AT_ONCE = 256  # messages that are read before others have their turn
+MAX_MESSAGE_BYTES = 1 << 28
+MAX_LOGGED = 50  # malformed messages of a channel that are logged; all are counted
+
 
 class RouterChannel:
     """A ROUTER socket: many peers, addressed by the identity they chose.
 
-    Malformed messages are counted in ``num_malformed``, logged and dropped.
+    An identity belongs to the first who comes with it, while that one is there. Malformed messages are counted in
+    ``num_malformed`` and logged, the first of them.
     """
 
     def __init__(self, context: zmq.Context[Any], endpoint: str) -> None:
@@ -25,25 +30,34 @@ class RouterChannel:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)
-        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self.socket.bind(endpoint)
         self.num_malformed = 0
         self.bytes_in = self.bytes_out = 0
 
     def receive_all(self) -> list[tuple[bytes, Any]]:
-        """All messages that are there now, with the sender's identity; never waits."""
+        """Messages that are there now, with the sender's identity; never waits.
+
+        At most 256: the socket stays readable. One that is malformed is a ``Refused``.
+        """
         result: list[tuple[bytes, Any]] = []
-        while True:
+        while len(result) < MAX_AT_ONCE:
             try:
                 peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return result
+                break
             self.bytes_in += sum(map(len, frames))
             try:
                 result.append((peer, codec.decode(frames)))
             except ProtocolError as error:
-                self.num_malformed += 1
-                log.warning("dropped a malformed message: %s", error)
+                self.count_malformed(str(error))
+                result.append((peer, codec.peek(frames, str(error))))
+        return result
+
+    def count_malformed(self, why: str) -> None:
+        """A message is not one that may be sent here."""
+        self.num_malformed += 1
+        _log_malformed(self.num_malformed, why)
 
     def send(self, peer: bytes, msg: Any) -> None:
         """Queue a message for a peer; a peer that is gone gets nothing."""
@@ -81,7 +95,7 @@ class DealerChannel:
                 result.append(codec.decode(frames))
             except ProtocolError as error:
                 self.num_malformed += 1
-                log.warning("dropped a malformed message: %s", error)
+                _log_malformed(self.num_malformed, str(error))
 
     def poll(self, timeout_ms: int) -> bool:
         """Whether a message is there within the time."""
@@ -94,6 +108,11 @@ class DealerChannel:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def _log_malformed(count: int, why: str) -> None:
+    if count <= MAX_LOGGED:
+        log.warning("refused a malformed message: %s%s", why, "; no more are logged" if count == MAX_LOGGED else "")
 
 
 def send_on_pipe(pipe: Connection, msg: Any) -> None:

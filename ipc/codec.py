@@ -5,6 +5,10 @@ MessagePack array ``[tag, field, field, ...]``; every numpy array travels as a r
 own behind it, and the header holds ``[dtype, shape]`` in its place. Decoding checks tag, number
 and type of fields, and refuses everything else with ``ProtocolError``. Fields are only ever
 appended, with a default: a shorter message of an older peer decodes.
+
+What a peer may send is bounded: the length of a header, the dimensions of arrays, whole numbers to 64 bits with a sign,
+floats to finite ones. A field with narrower limits is annotated with ``Range`` or ``Length``. The cost of decoding
+is linear in the bytes that came, whatever sizes they claim.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 import msgpack
 import numpy as np
@@ -34,6 +38,46 @@ MessageT = TypeVar("MessageT", bound=type)
 Reader = Callable[[Any, "_Frames"], Any]
 
 ALLOWED_DTYPES = {"<i4": np.dtype("<i4"), "<f4": np.dtype("<f4")}
+MAX_INT = 2**63 - 1  # MessagePack itself allows nothing below -2**63
+MAX_HEADER_BYTES = 1 << 24
+MAX_LISTS = 1 << 16  # in a header
+MAX_DIMS = 4
+MAX_ARRAY_ITEMS = 1 << 30
+MAX_PEEKED = 3  # numbers at the beginning of a message that was refused
+_SMALL_BYTES = 256  # claims of a header so short cannot cost much
+_NO_MAPS = {"max_map_len": 0, "max_ext_len": 0}  # no message has any
+_BAD_VALUE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Annotates a whole number, or each item of a tuple of them: what is allowed."""
+
+    low: int
+    high: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """Annotates a text or a tuple: the most characters or items."""
+
+    most: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A message that could not be decoded, as far as it could be read.
+
+    Args:
+        kind: class of the message; None if it is not known.
+        numbers: the whole numbers that the message begins with, at most three.
+        why: for people.
+    """
+
+    kind: type | None
+    numbers: tuple[int, ...]
+    why: str
+
 
 _classes: dict[str, type] = {}
 _tags: dict[type, str] = {}
@@ -79,15 +123,12 @@ def decode(frames: Sequence[Any]) -> Any:
     """The message in ``frames`` (bytes or anything with the buffer protocol).
 
     Raises:
-        ProtocolError: unknown tag, wrong number or type of fields, broken MessagePack, a frame
-            missing or too many.
+        ProtocolError: unknown tag, wrong number, type or range of fields, broken MessagePack, a frame missing or too
+            many, a header that is too long. Nothing else.
     """
     if not frames:
         raise ProtocolError("a message without frames")
-    try:
-        header = msgpack.unpackb(frames[0], raw=False, use_list=True, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise ProtocolError(f"not MessagePack: {type(error).__name__}") from error
+    header = _unpack(frames[0])
     if not isinstance(header, list) or not header or not isinstance(header[0], str):
         raise ProtocolError("the header is not an array that starts with a tag")
     cls = _classes.get(header[0])
@@ -98,6 +139,57 @@ def decode(frames: Sequence[Any]) -> Any:
     if next(raw.frames, None) is not None:
         raise ProtocolError(f"{header[0]}: more frames than arrays")
     return result
+
+
+def _unpack(frame: Any) -> Any:
+    """The plain value in a header.
+
+    An array that claims more items than there are bytes for would be allocated before they are missed, and so would
+    each array in it. So a header is walked first, without making anything of it.
+    """
+    num_bytes = memoryview(frame).nbytes
+    if num_bytes > MAX_HEADER_BYTES:
+        raise ProtocolError(f"a header of {num_bytes} bytes: must have at most {MAX_HEADER_BYTES}")
+    try:
+        if num_bytes > _SMALL_BYTES:
+            walker = msgpack.Unpacker(None, max_buffer_size=num_bytes, **_NO_MAPS)
+            walker.feed(frame)
+            walker.skip()
+        return msgpack.unpackb(frame, raw=False, use_list=True, list_hook=_ListCounter(), **_NO_MAPS)
+    except (*_BAD_VALUE, msgpack.UnpackException, RecursionError) as error:
+        raise ProtocolError(f"not MessagePack: {type(error).__name__}") from error
+
+
+class _ListCounter:
+    """Called with each list of a header: millions of empty ones fit into few bytes, but not into little memory."""
+
+    def __init__(self) -> None:
+        self.num_lists = 0
+
+    def __call__(self, items: list[Any]) -> list[Any]:
+        self.num_lists += 1
+        if self.num_lists > MAX_LISTS:
+            raise ValueError
+        return items
+
+
+def peek(frames: Sequence[Any], why: str) -> Refused:
+    """What can be read of a message that ``decode`` refuses, because of ``why``."""
+    tag: Any = None
+    numbers: list[int] = []
+    reader = msgpack.Unpacker(None, raw=False, max_array_len=64, max_str_len=64, max_bin_len=0, **_NO_MAPS)
+    try:
+        reader.feed(bytes(memoryview(frames[0])[:_SMALL_BYTES]))
+        num_fields = reader.read_array_header() - 1
+        tag = reader.unpack()
+        while len(numbers) < min(num_fields, MAX_PEEKED):
+            number = reader.unpack()
+            if type(number) is not int or number > MAX_INT:
+                break
+            numbers.append(number)
+    except (*_BAD_VALUE, msgpack.UnpackException, RecursionError):
+        pass  # it ends here, as far as it can be read
+    return Refused(_classes.get(tag) if isinstance(tag, str) else None, tuple(numbers), why)
 
 
 def registered() -> dict[str, type]:
@@ -125,7 +217,7 @@ def _plain(value: Any, frames: list[bytes | memoryview]) -> Any:
 
 def _read_fields(cls: type, values: Any, frames: _Frames) -> Any:
     if cls not in _readers:
-        hints = typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls, include_extras=True)
         fields = [field for field in dataclasses.fields(cls) if field.init]
         required = sum(
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING for field in fields
@@ -136,15 +228,17 @@ def _read_fields(cls: type, values: Any, frames: _Frames) -> Any:
         raise ProtocolError(f"{cls.__name__}: expected {required} to {len(readers)} fields")
     try:
         return cls(*[read(value, frames) for read, value in zip(readers, values, strict=False)])
-    except ProtocolError as error:
-        raise ProtocolError(f"{cls.__name__}: {error}") from error
     except SeedmpError as error:
         raise ProtocolError(f"{cls.__name__}: {error}") from error
+    except _BAD_VALUE as error:  # of a record's own checks
+        raise ProtocolError(f"{cls.__name__}: {type(error).__name__}") from error
 
 
 def _reader(hint: Any) -> Reader:
     """A function that checks and converts one decoded value to the annotated type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _limited(_reader(args[0]), args[1])
     if origin in (Union, types.UnionType):
         (inner,) = [_reader(arg) for arg in args if arg is not type(None)]
         return lambda value, frames: None if value is None else inner(value, frames)
@@ -156,12 +250,33 @@ def _reader(hint: Any) -> Reader:
     if hint is np.ndarray or origin is np.ndarray:
         return _read_array
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return lambda value, frames: _read_enum(hint, value)
+        return _enum_reader(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return lambda value, frames: _read_fields(hint, value, frames)
+    if hint is int:
+        return _read_int
     if hint is float:
-        return lambda value, frames: float(value) if isinstance(value, int) else _expect(float, value)
+        return _read_float
     return lambda value, frames: _expect(hint, value)
+
+
+def _limited(inner: Reader, limit: Range | Length) -> Reader:
+    def read_range(value: Any, frames: _Frames) -> Any:
+        result = inner(value, frames)
+        assert isinstance(limit, Range)
+        low, high = (result, result) if isinstance(result, int) else (min(result, default=0), max(result, default=0))
+        if result != () and not limit.low <= low <= high <= limit.high:
+            raise ProtocolError(f"{low if low < limit.low else high}: must be from {limit.low} to {limit.high}")
+        return result
+
+    def read_length(value: Any, frames: _Frames) -> Any:
+        result = inner(value, frames)
+        assert isinstance(limit, Length)
+        if len(result) > limit.most:
+            raise ProtocolError(f"{len(result)} characters or items: must be at most {limit.most}")
+        return result
+
+    return read_range if isinstance(limit, Range) else read_length
 
 
 def _expect(kind: type, value: Any) -> Any:
@@ -170,27 +285,57 @@ def _expect(kind: type, value: Any) -> Any:
     return value
 
 
+def _read_int(value: Any, frames: _Frames) -> int:
+    if type(value) is not int:
+        raise ProtocolError(f"expected int, got {type(value).__name__}")
+    if value > MAX_INT:
+        raise ProtocolError(f"{value}: must be at most {MAX_INT}")
+    return value
+
+
 def _read_ints(value: Any, frames: _Frames) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
+    if type(value) is not list or (value and set(map(type, value)) != {int}):
         raise ProtocolError("expected an array of whole numbers")
+    if value and max(value) > MAX_INT:
+        raise ProtocolError(f"{max(value)} in an array: must be at most {MAX_INT}")
     return tuple(value)
 
 
-def _read_enum(hint: type[enum.Enum], value: Any) -> enum.Enum:
-    try:
-        return hint(value)
-    except ValueError:
-        raise ProtocolError(f"{value!r} is not one of {[item.value for item in hint]}") from None
+def _read_float(value: Any, frames: _Frames) -> float:
+    if type(value) is not int and type(value) is not float:
+        raise ProtocolError(f"expected float, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ProtocolError(f"{value}: must be a finite number")
+    return float(value)
+
+
+def _enum_reader(hint: type[enum.Enum]) -> Reader:
+    members = {item.value: item for item in hint}
+
+    def read(value: Any, frames: _Frames) -> enum.Enum:
+        member = members.get(value) if isinstance(value, str | int) else None
+        if member is None:
+            raise ProtocolError(f"{str(value)[:40]!r} is not one of {list(members)}")
+        return member
+
+    return read
 
 
 def _read_array(value: Any, frames: _Frames) -> np.ndarray:
     if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):
         raise ProtocolError("expected [dtype, shape] of an array")
-    dtype, shape = ALLOWED_DTYPES.get(value[0]), _read_ints(value[1], frames)
-    if dtype is None or any(size < 0 for size in shape):
-        raise ProtocolError(f"array of dtype {value[0][:10]!r} and shape {shape[:4]}")
+    dtype, shape = ALLOWED_DTYPES.get(value[0]), value[1]
+    if dtype is None:
+        raise ProtocolError(f"array of dtype {value[0][:10]!r}: must be one of {list(ALLOWED_DTYPES)}")
+    if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_DIMS:
+        raise ProtocolError(f"the shape of an array must have 1 to {MAX_DIMS} sizes")
+    sizes = _read_ints(shape, frames)
+    if min(sizes) < 0 or math.prod(max(size, 1) for size in sizes) > MAX_ARRAY_ITEMS:
+        raise ProtocolError(
+            f"array of dtype {value[0]} and shape {sizes}: sizes must be >= 0, of at most {MAX_ARRAY_ITEMS} items"
+        )
     frame = memoryview(frames.take())
-    if frame.nbytes != math.prod(shape) * dtype.itemsize:
-        raise ProtocolError(f"an array of shape {shape[:4]} came with {frame.nbytes} bytes")
-    result: np.ndarray = np.frombuffer(frame, dtype=dtype).reshape(shape)
+    if frame.nbytes != math.prod(sizes) * dtype.itemsize:
+        raise ProtocolError(f"an array of shape {sizes} came with {frame.nbytes} bytes")
+    result: np.ndarray = np.frombuffer(frame, dtype=dtype).reshape(sizes)
     return result

@@ -6,15 +6,24 @@ Letters: C context tokens, p pending tokens, N draft tokens, M draws, I internal
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 
 from seedmp.draft_order import DraftOrder
-from seedmp.ipc.codec import message
+from seedmp.ipc.codec import MAX_INT, Length, Range, message
 from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.tree import ProposalKind
 
 PROTOCOL_VERSION = 4
+MAX_INDEX = 2**31 - 1
+
+Natural = Annotated[int, Range(0, MAX_INT)]  # ids of requests and branches, rounds
+Index = Annotated[int, Range(0, MAX_INDEX)]  # workers, epochs
+TokenIds = Annotated[tuple[int, ...], Range(0, MAX_INDEX)]
+NodeIds = Annotated[tuple[int, ...], Range(-1, MAX_INDEX)]  # -1: none
+ShortText = Annotated[str, Length(256)]
 
 
 # --- draft worker -> verifier ---------------------------------------------------------------
@@ -24,9 +33,9 @@ PROTOCOL_VERSION = 4
 class DraftHello:
     """Draft worker → verifier, once it can draft; answered by DraftWelcome. A copy is ignored. O(1)."""
 
-    worker_id: int
-    epoch: int
-    protocol_version: int
+    worker_id: Index
+    epoch: Index
+    protocol_version: Index
     arena_layout: str
 
 
@@ -38,9 +47,9 @@ class ContextReady:
     or one of another (round, epoch) is dropped. O(1).
     """
 
-    branch_id: int
-    round: int
-    epoch: int
+    branch_id: Natural
+    round: Natural
+    epoch: Index
 
 
 @message("proposal")
@@ -51,19 +60,19 @@ class Proposal:
     Size O(N + M) + one sparse row of m pairs per internal node when the accept rule needs them.
     """
 
-    branch_id: int
-    round: int
-    epoch: int
+    branch_id: Natural
+    round: Natural
+    epoch: Index
     started_ns: int  # CLOCK_MONOTONIC
     ready_ns: int  # CLOCK_MONOTONIC; the queue serves the earliest first
     forward_ns: int  # of ready_ns - started_ns, spent in model forwards
-    token_ids: tuple[int, ...]  # [N]
-    parents: tuple[int, ...]  # [N], NO_PARENT at the root
+    token_ids: TokenIds  # [N]
+    parents: NodeIds  # [N], NO_PARENT at the root
     kind: ProposalKind
     row_ids: np.ndarray  # [I, m] int32
     row_probs: np.ndarray  # [I, m] float32
-    drafted_idx: tuple[int, ...] = ()  # [N] which slot lent for the tree has a node's KV, -1: none
-    draws: tuple[int, ...] = ()  # [M] node of each draw of an iid tree; empty if no two siblings were equal
+    drafted_idx: NodeIds = ()  # [N] which slot lent for the tree has a node's KV, -1: none
+    draws: NodeIds = ()  # [M] node of each draw of an iid tree; empty if no two siblings were equal
 
 
 # --- verifier -> draft worker ---------------------------------------------------------------
@@ -118,7 +127,7 @@ class Shutdown:
 class EngineHello:
     """Engine → verifier, first on a link; answered by EngineWelcome. O(1)."""
 
-    protocol_version: int
+    protocol_version: Index
 
 
 @message("submit")
@@ -130,15 +139,15 @@ class Submit:
     with all that is generated: their KV is evicted last, until CloseBranches.
     """
 
-    request_id: int
-    stream: int
+    request_id: Natural
+    stream: Natural
     prompt_ids: tuple[int, ...]
     committed_ids: tuple[int, ...]
     params: SamplingParams  # seed is set
-    branch: int = 0
-    child: int = 0
+    branch: Natural = 0
+    child: Natural = 0
     priority: int = 0  # for policies that look at it: higher is more urgent
-    user: str = ""  # for policies that look at it: who asks
+    user: ShortText = ""  # for policies that look at it: who asks
 
 
 @message("score")
@@ -148,11 +157,11 @@ class Score:
     ``branch`` as in Submit.
     """
 
-    request_id: int
+    request_id: Natural
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]  # all continuations, end to end
     lengths: tuple[int, ...]
-    branch: int = 0
+    branch: Natural = 0
 
 
 @message("close-branches")
@@ -169,14 +178,14 @@ class CloseBranches:
 class Cancel:
     """Engine → verifier: drop a request; answered by Failed unless it was finished. A copy is ignored. O(1)."""
 
-    request_id: int
+    request_id: Natural
 
 
 @message("stats-query")
 class StatsQuery:
     """Engine → verifier: answered by StatsReply, within a forward. O(1)."""
 
-    query_id: int
+    query_id: Natural
 
 
 # --- verifier -> engine ---------------------------------------------------------------------
@@ -266,6 +275,18 @@ class WorkerLost:
     worker: str
     epoch: int
     exitcode: int
+
+
+@message("replace-worker")
+class ReplaceWorker:
+    """Verifier → supervisor: a draft is stalled, or what it sends is refused; it gets no more tasks.
+
+    Answered by WorkerLost once the process is killed and reaped, or at once if there is no such incarnation. O(1).
+    """
+
+    worker: str
+    epoch: int
+    reason: str
 
 
 @message("group-started")

@@ -23,6 +23,10 @@ class RejectedError(RequestError, ValueError):
     """The request can never be served as it stands (empty prompt, too long, bad parameter)."""
 
 
+class NumericalError(RequestError):
+    """The model's output for this request is not finite; other requests are not touched by it."""
+
+
 class CancelledError(RequestError):
     """The request was cancelled by its owner."""
 

@@ -36,6 +36,7 @@ from seedmp.ipc.folder import bound_log, last_log
 from seedmp.ipc.messages import (
     EngineDown,
     GroupStarted,
+    ReplaceWorker,
     Shutdown,
     WorkerFailed,
     WorkerLost,
@@ -239,8 +240,18 @@ class Supervisor:
                     worker.is_ready = True
                     self._tell_engine(msg)
                     self._announce_groups()
+                elif isinstance(msg, ReplaceWorker):
+                    self._replace(msg, worker)
         except (EOFError, OSError):
             worker.pipe.close()  # it is dying; its end will be seen
+
+    def _replace(self, order: ReplaceWorker, verifier: Worker) -> None:
+        """Kill a draft; an incarnation that is not there, and so writes nothing, is said to be lost at once."""
+        worker = self.workers.get(WorkerName.parse(order.worker))
+        if worker is not None and worker.spec.epoch == order.epoch:
+            worker.process.kill()  # ``watch`` notices, and starts the next one
+        else:
+            send_on_pipe(verifier.pipe, WorkerLost(order.worker, order.epoch, -1))
 
     def _announce_groups(self) -> None:
         for group in self.groups:

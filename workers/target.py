@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -106,12 +107,35 @@ class TargetRunner:
         return events.Outcome(s.branch_id, verdict.accepted, verdict.next_token, num_kept)
 
 
-def read_proposal(msg: Proposal, vocab_size: int) -> tuple[TokenTree, DraftRows | None]:
+@dataclass(frozen=True)
+class ProposalLimits:
+    """What a proposal may have at most, whatever was ordered.
+
+    Args:
+        vocab_size: token ids must be below it.
+        max_nodes: draft tokens, and draws.
+        row_len: (id, probability) pairs of a draft row.
+    """
+
+    vocab_size: int
+    max_nodes: int
+    row_len: int
+
+
+def read_proposal(msg: Proposal, limits: ProposalLimits) -> tuple[TokenTree, DraftRows | None]:
     """The tree that was proposed, and the laws that it was drawn from if the accept rule needs them.
 
     Raises:
-        ProtocolError: they are no tree or no laws, or two nodes claim one slot.
+        ProtocolError: they are no tree or no laws, they are larger than allowed, or two nodes claim one slot.
     """
+    most = max(len(msg.token_ids), len(msg.draws))
+    if most > limits.max_nodes:  # first: what follows costs nodes x row
+        raise ProtocolError(f"{most} draft tokens or draws: must be at most {limits.max_nodes}")
+    if max(msg.row_ids.shape[-1], msg.row_probs.shape[-1]) > limits.row_len:
+        raise ProtocolError(f"draft rows {msg.row_ids.shape} of ids: must have at most {limits.row_len} in a row")
+    strange = next((token for token in msg.token_ids if token >= limits.vocab_size), None)
+    if strange is not None:
+        raise ProtocolError(f"token id {strange}: must be below {limits.vocab_size}")
     tree = TokenTree(msg.token_ids, msg.parents, msg.kind)
     in_slots = [drafted_idx for drafted_idx in msg.drafted_idx if drafted_idx >= 0]
     if len(msg.drafted_idx) != len(tree) or len(set(in_slots)) < len(in_slots):
@@ -119,7 +143,7 @@ def read_proposal(msg: Proposal, vocab_size: int) -> tuple[TokenTree, DraftRows 
     if msg.kind is ProposalKind.DETERMINISTIC:
         return tree, None
     rows = DraftRows(msg.row_ids, msg.row_probs, msg.draws)
-    rows.validate(tree, vocab_size)
+    rows.validate(tree, limits.vocab_size)
     return tree, rows
 
 

@@ -19,7 +19,8 @@ import zmq
 from seedmp.config import EngineConfig
 from seedmp.errors import ProtocolError
 from seedmp.ids import Incarnation, WorkerName
-from seedmp.ipc.channel import RouterChannel, receive_on_pipe
+from seedmp.ipc.channel import RouterChannel, receive_on_pipe, send_on_pipe
+from seedmp.ipc.codec import Refused
 from seedmp.ipc.endpoints import draft_endpoint, engine_endpoint
 from seedmp.ipc.messages import (
     PROTOCOL_VERSION,
@@ -36,6 +37,7 @@ from seedmp.ipc.messages import (
     Failed,
     Finished,
     Proposal,
+    ReplaceWorker,
     Score,
     Scored,
     Shutdown,
@@ -46,11 +48,12 @@ from seedmp.ipc.messages import (
 )
 from seedmp.ipc.span_ring import SpanRing, ring_path
 from seedmp.scheduler import actions, events
+from seedmp.scheduler.drafting import NO_TASK
 from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
 from seedmp.trace import Activity
-from seedmp.workers.target import TargetRunner, read_proposal
+from seedmp.workers.target import ProposalLimits, TargetRunner, read_proposal
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +98,10 @@ class Verifier:
         self.next_branch_id = 0
         self.outbox: list[tuple[bytes, Any]] = []  # for engines; drafts are told first, they are waiting
         self.wake_ns: int | None = None  # when to decide again even if nothing comes
-        self.num_stale = 0  # proposals of workers that are gone, or with impossible tokens
+        self.proposal_limits = ProposalLimits(runner.vocab_size, config.method.max_tree_nodes, config.draft_top_m)
+        self.lost_epochs: dict[int, int] = {}  # worker_id -> the last incarnation that the supervisor has reaped
+        self.ending: set[tuple[int, int]] = set()  # incarnations that the supervisor was asked to end
+        self.num_stale = 0  # proposals of workers that are gone
         self.overhead_ns = 0
         self.forward_ns = 0
         self.draft_overhead_ns = 0
@@ -152,6 +158,8 @@ class Verifier:
                 if isinstance(msg, WorkerLost):
                     draft = WorkerName.parse(msg.worker).draft
                     assert draft is not None, f"{msg.worker} is no draft"
+                    self.lost_epochs[draft] = msg.epoch
+                    self.ending.discard((draft, msg.epoch))
                     self._tell(events.WorkerLost(draft, msg.epoch))
                 elif isinstance(msg, Shutdown):
                     self.running = False
@@ -167,44 +175,73 @@ class Verifier:
         perform(orders, self)
 
     def _on_draft_message(self, peer: bytes, msg: Any) -> None:
-        if isinstance(msg, Proposal):
-            self._on_proposal(peer, msg)
+        if isinstance(msg, DraftHello):
+            self._on_hello(peer, msg)
+            return
+        worker_id = self._current_worker(peer)
+        if worker_id is None:
+            if isinstance(msg, Proposal):
+                self.num_stale += 1
+            elif not isinstance(msg, ContextReady | Refused):
+                self.drafts.count_malformed(f"a {type(msg).__name__} of a draft")
+        elif isinstance(msg, Proposal):
+            self._on_proposal(worker_id, msg)
         elif isinstance(msg, ContextReady):
-            if self._is_current(peer, msg.epoch):
-                self._tell(events.ContextComputed(msg.branch_id, msg.round))
-        elif isinstance(msg, DraftHello):
-            same = (PROTOCOL_VERSION, self.draft_layout)
-            if (msg.protocol_version, msg.arena_layout) != same or _worker_id(peer) != msg.worker_id:
-                self.drafts.num_malformed += 1
-                log.warning("refused a draft: it speaks %s %s, not %s", msg.protocol_version, msg.arena_layout, same)
-                return
-            self.drafts.send(peer, DraftWelcome(self.cuda_tensors))
-            self._tell(events.WorkerJoined(msg.worker_id, msg.epoch))
+            if msg.epoch == self.scheduler.workers[worker_id]:
+                self._tell(events.ContextComputed(worker_id, msg.branch_id, msg.round))
+        elif isinstance(msg, Refused):
+            is_answer = msg.kind is Proposal and msg.numbers[2:] == (self.scheduler.workers[worker_id],)
+            branch_id, round_ = msg.numbers[:2] if is_answer else (NO_TASK, NO_TASK)
+            self._tell(events.AnswerRefused(worker_id, branch_id, round_, msg.why))
         else:
-            self.drafts.num_malformed += 1
+            self.drafts.count_malformed(f"a {type(msg).__name__} of a draft")
+            self._tell(events.AnswerRefused(worker_id, NO_TASK, NO_TASK, f"it sent a {type(msg).__name__}"))
+
+    def _on_hello(self, peer: bytes, msg: DraftHello) -> None:
+        self._read_supervisor()  # it tells of a death before it starts the next incarnation
+        worker_id, epoch = msg.worker_id, msg.epoch
+        present = self.scheduler.workers.get(worker_id, epoch)
+        same = (PROTOCOL_VERSION, self.draft_layout)
+        problem = ""
+        if (msg.protocol_version, msg.arena_layout) != same:
+            problem = f"it speaks {msg.protocol_version} {msg.arena_layout[:200]}, not {same}"
+        elif peer != self._identity(worker_id, epoch):
+            problem = f"its socket is not that of worker {worker_id}, epoch {epoch}"
+        elif (worker_id, epoch) in self.ending:
+            problem = f"epoch {epoch} of worker {worker_id} is being replaced"
+        elif present != epoch and epoch != self.lost_epochs.get(worker_id, epoch) + 1:
+            problem = f"worker {worker_id} is there, in epoch {present}, not {epoch}"
+        if problem:
+            self.drafts.count_malformed(f"a draft is refused: {problem}")
+            return
+        if present != epoch:
+            self._tell(events.WorkerLost(worker_id, present))  # an impostor: the supervisor's own was still to come
+        self.drafts.send(peer, DraftWelcome(self.cuda_tensors))
+        self._tell(events.WorkerJoined(worker_id, epoch))
 
     def _identity(self, worker_id: int, epoch: int) -> bytes:
         """Of a draft's socket."""
         return str(Incarnation(WorkerName(self.group, worker_id), epoch)).encode()
 
-    def _is_current(self, peer: bytes, epoch: int) -> bool:
+    def _current_worker(self, peer: bytes) -> int | None:
+        """The worker behind a socket, if it is one that gets tasks."""
         worker_id = _worker_id(peer)
-        return worker_id is not None and self.scheduler.workers.get(worker_id) == epoch
+        epoch = None if worker_id is None else self.scheduler.workers.get(worker_id)
+        is_current = worker_id is not None and epoch is not None and peer == self._identity(worker_id, epoch)
+        return worker_id if is_current else None
 
-    def _on_proposal(self, peer: bytes, msg: Proposal) -> None:
+    def _on_proposal(self, worker_id: int, msg: Proposal) -> None:
         try:
-            tree, rows = read_proposal(msg, self.runner.vocab_size)
+            if msg.epoch != self.scheduler.workers[worker_id]:
+                raise ProtocolError(f"epoch {msg.epoch}: must be {self.scheduler.workers[worker_id]}")
+            tree, rows = read_proposal(msg, self.proposal_limits)
         except ProtocolError as error:
-            self.drafts.num_malformed += 1
-            log.warning("dropped a malformed proposal: %s", error)
+            self.drafts.count_malformed(f"a proposal: {error}")
+            self._tell(events.AnswerRefused(worker_id, msg.branch_id, msg.round, str(error)))
             return
-        if not self._is_current(peer, msg.epoch) or any(not 0 <= t < self.runner.vocab_size for t in msg.token_ids):
-            self.num_stale += 1
-            return
-        worker_id = _worker_id(peer)
-        assert worker_id is not None
-        self.draft_forward_ns += msg.forward_ns
-        self.draft_overhead_ns += msg.ready_ns - msg.started_ns - msg.forward_ns
+        if 0 <= msg.forward_ns <= msg.ready_ns - msg.started_ns and 0 <= msg.started_ns <= self.clock_ns():
+            self.draft_forward_ns += msg.forward_ns
+            self.draft_overhead_ns += min(msg.ready_ns, self.clock_ns()) - msg.started_ns - msg.forward_ns
         self._tell(
             events.ProposalArrived(
                 worker_id, msg.branch_id, msg.round, msg.started_ns, msg.ready_ns, tree, rows, msg.drafted_idx
@@ -234,8 +271,15 @@ class Verifier:
         elif isinstance(msg, EngineHello):
             limits = self.scheduler.limits
             self.engines.send(peer, EngineWelcome(PROTOCOL_VERSION, limits.max_model_len, self.config.kv_slots))
+        elif isinstance(msg, Refused):
+            self._fail_refused(peer, msg)
         else:
-            self.engines.num_malformed += 1
+            self.engines.count_malformed(f"a {type(msg).__name__} of an engine")
+
+    def _fail_refused(self, peer: bytes, msg: Refused) -> None:
+        """Whoever waits for a request that cannot be read is told; the copy of one that is served fails nobody."""
+        if msg.kind in (Submit, Score) and msg.numbers and (peer, msg.numbers[0]) not in self.branch_ids:
+            self.engines.send(peer, Failed(msg.numbers[0], "RejectedError", msg.why))
 
     def _new_branch(self, peer: bytes, request_id: int) -> int | None:
         if (peer, request_id) in self.branch_ids:
@@ -302,6 +346,15 @@ class Verifier:
     def fail_branch(self, order: actions.FailBranch) -> None:
         peer, request_id = self._forget(order.branch_id)
         self.outbox.append((peer, Failed(request_id, order.kind, order.text)))
+
+    def replace_worker(self, order: actions.ReplaceWorker) -> None:
+        worker = str(WorkerName(self.group, order.worker_id))
+        log.warning("%s, epoch %d, is to be replaced: %s", worker, order.epoch, order.reason)
+        self.ending.add((order.worker_id, order.epoch))
+        try:
+            send_on_pipe(self.supervisor, ReplaceWorker(worker, order.epoch, order.reason))
+        except OSError:
+            self.running = False  # the supervisor is gone
 
     def wake_at(self, order: actions.WakeAt) -> None:
         self.wake_ns = order.at_ns

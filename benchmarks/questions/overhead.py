@@ -113,6 +113,9 @@ class Host:
     def fail_branch(self, order: actions.FailBranch) -> None:
         raise InternalError(f"branch {order.branch_id} failed: {order.text}")
 
+    def replace_worker(self, order: actions.ReplaceWorker) -> None:
+        raise AssertionError(order)
+
     def wake_at(self, order: actions.WakeAt) -> None:
         self.now_ns = max(self.now_ns, order.at_ns)
 

@@ -72,8 +72,8 @@ class DraftRows:
             raise ProtocolError(f"{len(self.ids)} draft rows for {len(tree.internal_nodes)} nodes with children")
         if not len(self.ids):
             return
-        masses = self.probs.sum(-1)
-        is_law = self.probs.size > 0 and (self.probs >= 0).all() and (masses > 0).all() and (masses < np.inf).all()
+        is_law = self.probs.size > 0 and bool(np.isfinite(self.probs).all()) and bool((self.probs >= 0).all())
+        is_law = is_law and bool((self.probs > 0).any(-1).all())
         if not (is_law and self.ids.min() >= 0 and self.ids.max() < vocab_size):
             raise ProtocolError(f"a draft row is no law over {vocab_size} tokens")
         row_of = {node_idx: row for row, node_idx in enumerate(tree.internal_nodes)}

@@ -94,6 +94,16 @@ class FailBranch:
 
 
 @dataclass(frozen=True)
+class ReplaceWorker:
+    """End a draft worker that cannot be relied on; answered by WorkerLost once it writes no more."""
+
+    worker_id: int
+    epoch: int
+    reason: str
+    cause: int = 0
+
+
+@dataclass(frozen=True)
 class WakeAt:
     """Ask the scheduler again at this time even if nothing happens."""
 
@@ -101,4 +111,4 @@ class WakeAt:
     cause: int = 0
 
 
-Action = SendDraftTask | RunForward | CommitTokens | FinishBranch | FailBranch | WakeAt
+Action = SendDraftTask | RunForward | CommitTokens | FinishBranch | FailBranch | ReplaceWorker | WakeAt

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from seedmp.errors import InvalidTransitionError, InvariantError
 from seedmp.kv.held_path import HeldPath
+from seedmp.methods.base import TreeShape
 from seedmp.metrics import RequestCounters
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.log import EventLog
 from seedmp.scheduler.policies import QueueItem, Ticket
 from seedmp.scheduler.queue import FirstComeQueue
-from seedmp.token_tree.tree import EMPTY_TREE, TokenTree
+from seedmp.token_tree.tree import EMPTY_TREE, ProposalKind, TokenTree
 
 MIN_SHARED_TOKENS = 16  # a prefix must save more tokens than this for a branch to wait for it
 
@@ -37,7 +38,7 @@ TRANSITIONS = {
     (_S.DRAFTABLE, _S.DRAFTING),  # task sent
     (_S.DRAFTABLE, _S.PROPOSED),  # nothing to draft
     (_S.DRAFTING, _S.PROPOSED),  # proposal arrived
-    (_S.DRAFTING, _S.DRAFTABLE),  # worker lost
+    (_S.DRAFTING, _S.DRAFTABLE),  # worker lost or stalled, or its answer refused
     (_S.PROPOSED, _S.VERIFYING),  # forward ordered
     (_S.VERIFYING, _S.DRAFTABLE),  # committed
 }
@@ -45,7 +46,10 @@ TRANSITIONS = {
 
 @dataclass
 class DraftLease:
-    """Slots lent to a worker for one round; they come back when the worker answers or is reaped."""
+    """Slots lent to a worker for one round; they come back when the worker answers or is reaped.
+
+    The branch may give it up before, and be drafted for elsewhere: then it is not the branch's ``task`` any more.
+    """
 
     branch_id: int
     round: int
@@ -55,6 +59,8 @@ class DraftLease:
     pending_ids: tuple[int, ...]
     unused_slots: list[int]  # lent, to be given back at the end of the task; those of pending tokens until registered
     tree_slots: list[int]
+    shape: TreeShape
+    kind: ProposalKind
     context_known: bool = False  # the pending tokens are registered
 
     @property
@@ -90,6 +96,8 @@ class Branch:
     score: bool = False
     prompt_owner: Hashable | None = None
     owner: Hashable | None = None
+    num_refused: int = 0  # tasks of this round that brought nothing
+    avoid: int | None = None  # the worker that had the last of them
     counters: RequestCounters = field(default_factory=RequestCounters)
 
     @property

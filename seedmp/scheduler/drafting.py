@@ -9,12 +9,16 @@ from seedmp.draft_order import DraftOrder, slot_array
 from seedmp.errors import InvariantError, OutOfSlotsError
 from seedmp.kv.slot_tree import NO_SLOT, SlotTree
 from seedmp.methods.base import TreeShape, num_drafted
-from seedmp.scheduler.actions import Action, Segment, SendDraftTask
+from seedmp.scheduler.actions import Action, ReplaceWorker, Segment, SendDraftTask
 from seedmp.scheduler.branches import MIN_SHARED_TOKENS, Branch, BranchState, DraftLease, check_kept
 from seedmp.scheduler.events import ProposalArrived
 from seedmp.scheduler.forwards import Forwards
 from seedmp.scheduler.state import State
 from seedmp.token_tree.growmap import Growmap
+
+MAX_REFUSED = 3  # answers of a worker, then it is replaced; tasks of a round, then it goes on without a draft
+STALLS = 2  # stall timeouts until an answer is late: a worker may be in another task, which has one of its own
+NO_TASK = -1
 
 
 class Drafting:
@@ -36,6 +40,8 @@ class Drafting:
         self.by_features = self.method.needs_features  # drafts read the target's hidden states
         self._loads: Counter[int] = Counter()  # worker_id -> leases
         self._computing: dict[int, Branch] = {}  # whose long context a draft computes just now
+        self._num_refused: Counter[int] = Counter()  # worker_id -> answers of this incarnation
+        self._late_ns = int(STALLS * 1e9 * state.config.stall_timeout_s)
         self._draft_ns = 0.0  # from a task with a short context to its proposal
 
     # --- giving orders --------------------------------------------------------------------------
@@ -47,7 +53,8 @@ class Drafting:
         for ticket in self.state.policy.draft_order(self.state.branches.tickets(BranchState.DRAFTABLE)):
             branch = self.state.branches.by_id[ticket.branch_id]
             room = self._room_of(branch)
-            if not config.drafts_per_group or room < 1 or (self.by_features and len(branch.tokens) < 2):
+            is_hopeless = branch.num_refused >= MAX_REFUSED or (self.by_features and len(branch.tokens) < 2)
+            if not config.drafts_per_group or room < 1 or is_hopeless:
                 self._propose_without_draft(branch, room, now_ns)
                 continue
             if self.by_features and not self.forwards.has_computed(branch):
@@ -60,7 +67,7 @@ class Drafting:
             shape = self.method.shape_within(room)
             assert shape is not None, f"method {self.method.name} has drafts, but no tree for them to grow"
             try:
-                task = self._lend(branch, num_drafted(shape), now_ns)
+                task = self._lend(branch, shape, now_ns)
             except OutOfSlotsError:
                 break
             orders.append(SendDraftTask(self._order(branch, task, shape), self.state.log.cause))
@@ -86,18 +93,19 @@ class Drafting:
         shared = branch.tokens[: known + MIN_SHARED_TOKENS]
         return any(other.tokens[: len(shared)] == shared for other in self._computing.values())
 
-    def _lend(self, branch: Branch, num_tree: int, now_ns: int) -> DraftLease:
+    def _lend(self, branch: Branch, shape: TreeShape, now_ns: int) -> DraftLease:
         """Slots for the most that the draft can run forward; those that it did not need come back.
 
         Raises:
             OutOfSlotsError: there are none until a round in flight ends.
         """
         pending = tuple(branch.tokens[len(branch.draft_path.slots) :])
-        slots = self._lease_slots(branch, len(pending) + num_tree)
-        worker_id = self.state.policy.worker(branch.ticket, {worker: self._loads[worker] for worker in self.workers})
+        slots = self._lease_slots(branch, len(pending) + num_drafted(shape))
+        others = [worker for worker in self.workers if worker != branch.avoid] or self.workers
+        worker_id = self.state.policy.worker(branch.ticket, {worker: self._loads[worker] for worker in others})
         lease = branch.task = DraftLease(
             branch.branch_id, branch.round, worker_id, self.workers[worker_id], now_ns, pending,
-            slots[: len(pending)], slots[len(pending) :],
+            slots[: len(pending)], slots[len(pending) :], shape, self.method.drawing(branch.params).kind,
         )  # fmt: skip
         self._loads[worker_id] += 1
         self.leases[branch.branch_id, branch.round] = lease
@@ -154,33 +162,26 @@ class Drafting:
         self._lost[worker_id] = epoch
         if self.workers.get(worker_id) == epoch:
             del self.workers[worker_id]
-        for key, lease in list(self.leases.items()):
-            if lease.worker_id != worker_id or lease.epoch != epoch:
-                continue
-            del self.leases[key]
-            self._loads[worker_id] -= 1
-            self.slots.give_back([*lease.unused_slots, *lease.tree_slots])
-            branch = self.state.branches.by_id.get(lease.branch_id)
-            if branch is not None and branch.task is lease:
-                branch.task = None
-                self._computing.pop(branch.branch_id, None)
-                if len(branch.draft_path) == len(branch.tokens):
-                    # It had announced the context: but who drafts instead needs a token to start from.
-                    branch.draft_path.pop()
-                self.state.branches.move(branch, BranchState.DRAFTABLE)
+            self._num_refused.pop(worker_id, None)
+        for lease in self._owed_by(worker_id, epoch):
+            self._end(lease)
+            self._draft_again(lease)
 
-    def note_context(self, branch_id: int, round_: int) -> None:
+    def note_context(self, worker_id: int, branch_id: int, round_: int) -> None:
         """A worker says that the pending tokens of a task are in the arena."""
-        lease = self.leases.get((branch_id, round_))
+        lease = self._lease_of(worker_id, branch_id, round_)
         if lease is not None:
             self._register_context(lease)
 
-    def take_proposal(self, event: ProposalArrived) -> None:
-        """A worker answers; what nobody awaits is counted and dropped."""
-        lease = self.leases.get((event.branch_id, event.round))
-        if lease is None or lease.worker_id != event.worker_id:
+    def take_proposal(self, event: ProposalArrived, now_ns: int) -> list[Action]:
+        """A worker answers; what nobody awaits is counted and refused."""
+        lease = self._lease_of(event.worker_id, event.branch_id, event.round)
+        if lease is None:
             self.state.counters["stale_proposals"] += 1
-            return
+            return self.refuse(event.worker_id, NO_TASK, NO_TASK, "nobody awaits a proposal of that round")
+        problem = _why_unusable(lease, event)
+        if problem:
+            return self.refuse(event.worker_id, event.branch_id, event.round, problem)
         del self.leases[event.branch_id, event.round]
         self._loads[lease.worker_id] -= 1
         self._register_context(lease)
@@ -188,13 +189,87 @@ class Drafting:
         branch = self.state.branches.by_id.get(event.branch_id)
         if branch is None or branch.task is not lease:
             self.slots.give_back(lease.tree_slots)
-            return
+            return []
+        ready_ns = event.ready_ns if lease.sent_ns <= event.ready_ns <= now_ns else now_ns
         if not lease.is_long:
-            taken_ns = event.ready_ns - lease.sent_ns
+            taken_ns = ready_ns - lease.sent_ns
             self._draft_ns = taken_ns if not self._draft_ns else 0.8 * self._draft_ns + 0.2 * taken_ns
-        branch.tree, branch.payload, branch.ready_ns = event.tree, event.payload, event.ready_ns
+        branch.tree, branch.payload, branch.ready_ns = event.tree, event.payload, ready_ns
         branch.drafted_idx = event.drafted_idx
         self.state.branches.move(branch, BranchState.PROPOSED)
+        return []
+
+    def refuse(self, worker_id: int, branch_id: int, round_: int, reason: str) -> list[Action]:
+        """What a worker sent cannot be used: whoever may have waited for it is drafted for again.
+
+        If it answers a task, the slots of the task come back. Otherwise it may have been the answer to any of the
+        worker's tasks: their branches go on, and their slots stay lent until the worker answers or is reaped.
+        """
+        lease = self._lease_of(worker_id, branch_id, round_)
+        if lease is not None:
+            self._end(lease)
+        for given_up in self._owed_by(worker_id, self.workers.get(worker_id)) if lease is None else [lease]:
+            self._give_up(given_up)
+        if worker_id in self.workers:
+            self._num_refused[worker_id] += 1
+        if self._num_refused[worker_id] < MAX_REFUSED:
+            return []
+        return [self._replace(worker_id, f"{MAX_REFUSED} answers were refused, the last one because: {reason}")]
+
+    def replace_stalled(self, now_ns: int) -> list[Action]:
+        """End the workers that owe an answer for too long."""
+        stalled: dict[int, int] = {}
+        for lease in self.leases.values():  # oldest first
+            if now_ns - lease.sent_ns <= self._late_ns:
+                break
+            if self.workers.get(lease.worker_id) == lease.epoch:  # else it is being ended already
+                stalled.setdefault(lease.worker_id, now_ns - lease.sent_ns)
+        return [self._replace(worker_id, f"no answer for {ns / 1e9:.1f} s") for worker_id, ns in stalled.items()]
+
+    def _replace(self, worker_id: int, reason: str) -> ReplaceWorker:
+        """No more tasks for a worker; what it has been lent comes back when it is reaped."""
+        epoch = self.workers.pop(worker_id)
+        self._num_refused.pop(worker_id, None)
+        for lease in self._owed_by(worker_id, epoch):
+            self._give_up(lease)
+        return ReplaceWorker(worker_id, epoch, reason, self.state.log.cause)
+
+    def _lease_of(self, worker_id: int, branch_id: int, round_: int) -> DraftLease | None:
+        """What a worker, as it is now, has been lent for a round."""
+        lease = self.leases.get((branch_id, round_))
+        if lease is None or lease.worker_id != worker_id or lease.epoch != self.workers.get(worker_id):
+            return None
+        return lease
+
+    def _owed_by(self, worker_id: int, epoch: int | None) -> list[DraftLease]:
+        return [lease for lease in self.leases.values() if (lease.worker_id, lease.epoch) == (worker_id, epoch)]
+
+    def _end(self, lease: DraftLease) -> None:
+        """The worker writes no more: all that it was lent comes back."""
+        del self.leases[lease.branch_id, lease.round]
+        self._loads[lease.worker_id] -= 1
+        self.slots.give_back([*lease.unused_slots, *lease.tree_slots])
+
+    def _give_up(self, lease: DraftLease) -> None:
+        """The branch of a lease is drafted for by somebody else, if there is anybody; at last by nobody."""
+        branch = self.state.branches.by_id.get(lease.branch_id)
+        if branch is not None and branch.task is lease:
+            branch.num_refused += 1
+            branch.avoid = lease.worker_id
+        self._draft_again(lease)
+
+    def _draft_again(self, lease: DraftLease) -> None:
+        """The branch of a lease does not wait for its answer any more."""
+        branch = self.state.branches.by_id.get(lease.branch_id)
+        if branch is None or branch.task is not lease:
+            return
+        branch.task = None
+        branch.round += 1  # or a late answer would be taken for that of the next task
+        self._computing.pop(branch.branch_id, None)
+        if len(branch.draft_path) == len(branch.tokens):
+            # It had announced the context: but who drafts instead needs a token to start from.
+            branch.draft_path.pop()
+        self.state.branches.move(branch, BranchState.DRAFTABLE)
 
     def expected_ready_ns(self) -> Iterator[int]:
         """When the proposals that are being drafted should be ready, as far as that can be foreseen."""
@@ -261,3 +336,18 @@ class Drafting:
         }  # fmt: skip
         check_kept("contexts that are computed", self._computing, computing)
         check_kept("loads", self._loads, Counter(lease.worker_id for lease in self.leases.values()))
+
+
+def _why_unusable(lease: DraftLease, event: ProposalArrived) -> str:
+    """Why a proposal is not what was ordered, or nothing."""
+    tree, shape = event.tree, lease.shape
+    if isinstance(shape, Growmap):
+        max_nodes, max_depth = shape.num_nodes, shape.depth
+    else:
+        max_nodes, max_depth = shape.nodes, shape.max_depth
+    depth = max(tree.depths, default=0)
+    if len(tree) > max_nodes or depth > max_depth:
+        return f"a tree of {len(tree)} nodes, {depth} deep: at most {max_nodes} nodes, {max_depth} deep, were ordered"
+    if len(tree) and tree.kind is not lease.kind:
+        return f"the tree is {tree.kind.value}: {lease.kind.value} was ordered"
+    return ""

@@ -73,6 +73,7 @@ class WorkerLost:
 class ContextComputed:
     """A draft worker has the pending tokens of a task in the arena."""
 
+    worker_id: int
     branch_id: int
     round: int
 
@@ -95,6 +96,19 @@ class ProposalArrived:
 
 
 @dataclass(frozen=True)
+class AnswerRefused:
+    """A draft worker sent something that is no proposal, or one that cannot be used.
+
+    ``branch_id`` and ``round`` say which task it answers; -1: that cannot be told.
+    """
+
+    worker_id: int
+    branch_id: int
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a forward decided about one branch.
 
@@ -103,6 +117,7 @@ class Outcome:
         next_token: after them.
         num_kept: how many of these tokens belong to the text, if a constraint ends it there.
         problem: why the request cannot go on, if it cannot.
+        problem_kind: name of the error class.
     """
 
     branch_id: int
@@ -110,6 +125,7 @@ class Outcome:
     next_token: int
     num_kept: int | None = None
     problem: str = ""
+    problem_kind: str = "RequestError"
 
 
 @dataclass(frozen=True)
@@ -129,5 +145,6 @@ Event = (
     | WorkerLost
     | ContextComputed
     | ProposalArrived
+    | AnswerRefused
     | ForwardFinished
 )

@@ -10,6 +10,7 @@ from seedmp.scheduler.actions import (
     CommitTokens,
     FailBranch,
     FinishBranch,
+    ReplaceWorker,
     RunForward,
     SendDraftTask,
     WakeAt,
@@ -39,6 +40,10 @@ class Host(Protocol):
         """Tell a branch's owner why it failed."""
         ...
 
+    def replace_worker(self, order: ReplaceWorker) -> None:
+        """End a draft worker; answered by WorkerLost."""
+        ...
+
     def wake_at(self, order: WakeAt) -> None:
         """Call ``Scheduler.decide`` again at this time."""
         ...
@@ -58,5 +63,7 @@ def perform(orders: Iterable[Action], host: Host) -> None:
                 host.finish_branch(order)
             case FailBranch():
                 host.fail_branch(order)
+            case ReplaceWorker():
+                host.replace_worker(order)
             case WakeAt():
                 host.wake_at(order)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seedmp.scheduler.actions import Action, RunForward, SendDraftTask, WakeAt
+from seedmp.scheduler.actions import Action, ReplaceWorker, RunForward, SendDraftTask, WakeAt
 from seedmp.scheduler.events import BranchSubmitted, Event, ForwardFinished, ProposalArrived, ScoreRequested
 from seedmp.token_tree.tree import TokenTree
 
@@ -106,7 +106,7 @@ def _branches_of(order: Action) -> tuple[int, ...]:
         return tuple(segment.branch_id for segment in order.segments)
     if isinstance(order, SendDraftTask):
         return (order.draft.branch_id,)
-    return () if isinstance(order, WakeAt) else (order.branch_id,)
+    return () if isinstance(order, WakeAt | ReplaceWorker) else (order.branch_id,)
 
 
 def _describe(value: Any) -> str:

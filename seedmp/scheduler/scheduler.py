@@ -22,6 +22,7 @@ from seedmp.scheduler.actions import Action, CommitTokens, FailBranch, FinishBra
 from seedmp.scheduler.branches import Branch, BranchState
 from seedmp.scheduler.drafting import Drafting
 from seedmp.scheduler.events import (
+    AnswerRefused,
     BranchCancelled,
     BranchSubmitted,
     ContextComputed,
@@ -69,6 +70,7 @@ class Scheduler:
             WorkerLost: self._on_worker_lost,
             ContextComputed: self._on_context_computed,
             ProposalArrived: self._on_proposal,
+            AnswerRefused: self._on_answer_refused,
             ForwardFinished: self._on_forward_finished,
         }
 
@@ -88,16 +90,19 @@ class Scheduler:
         return orders
 
     def decide(self, now_ns: int) -> list[Action]:
-        """Orders for what can be done now: admit, send draft tasks, run the target.
+        """Orders for what can be done now: replace stalled workers, admit, send draft tasks, run the target.
+
+        To be asked now and then even if nothing happens: what is late is noticed here.
 
         Raises:
             PolicyError: the policy decided something impossible.
         """
-        if not self.branches:
+        if not self.branches and not self.drafting.leases:
             return []
         self.log.add(None, now_ns)
+        orders: list[Action] = self.drafting.replace_stalled(now_ns)
         self._admit()
-        orders = self.drafting.send_tasks(now_ns)
+        orders += self.drafting.send_tasks(now_ns)
         orders += self.forwards.order(now_ns, self.drafting.expected_ready_ns, is_woken=bool(self.drafting.leases))
         self.log.note(orders)
         if self.config.validate:
@@ -232,6 +237,10 @@ class Scheduler:
         for slots in (self.forwards.slots, self.drafting.slots):
             for owner in event.owners:
                 slots.unpin(owner, free=event.free)
+        gone = set(event.owners)
+        for branch in self.branches.values():  # nobody would ever unpin what they would pin
+            branch.prompt_owner = None if branch.prompt_owner in gone else branch.prompt_owner
+            branch.owner = None if branch.owner in gone else branch.owner
         return []
 
     def _admit(self) -> None:
@@ -276,12 +285,14 @@ class Scheduler:
         return []
 
     def _on_context_computed(self, event: ContextComputed, now_ns: int) -> list[Action]:
-        self.drafting.note_context(event.branch_id, event.round)
+        self.drafting.note_context(event.worker_id, event.branch_id, event.round)
         return []
 
     def _on_proposal(self, event: ProposalArrived, now_ns: int) -> list[Action]:
-        self.drafting.take_proposal(event)
-        return []
+        return self.drafting.take_proposal(event, now_ns)
+
+    def _on_answer_refused(self, event: AnswerRefused, now_ns: int) -> list[Action]:
+        return self.drafting.refuse(event.worker_id, event.branch_id, event.round, event.reason)
 
     # --- committing -----------------------------------------------------------------------------
 
@@ -295,13 +306,13 @@ class Scheduler:
         return orders
 
     def _commit(self, branch: Branch, segment: Segment, outcome: Outcome, now_ns: int) -> list[Action]:
-        if branch.score:
-            self.forwards.give_back_tree(segment)
-            return [self._complete(branch, "score")]
         if outcome.problem:
             self.forwards.give_back_tree(segment)
             self._drop(branch)
-            return [self._fail(branch, "RequestError", outcome.problem)]
+            return [self._fail(branch, outcome.problem_kind, outcome.problem)]
+        if branch.score:
+            self.forwards.give_back_tree(segment)
+            return [self._complete(branch, "score")]
         new_ids = [*(segment.tree.token_ids[i] for i in outcome.accepted), outcome.next_token]
         stop = self._find_stop(branch, branch.generated_ids, new_ids)
         end = outcome.num_kept
@@ -317,6 +328,7 @@ class Scheduler:
         self.drafting.keep_accepted(branch, segment, kept)
         branch.tokens += new_ids
         branch.tree, branch.payload, branch.task = EMPTY_TREE, None, None
+        branch.num_refused, branch.avoid = 0, None
         branch.round += 1
         orders: list[Action] = [CommitTokens(branch.branch_id, tuple(new_ids), self.log.cause)] if new_ids else []
         if stop.reason:

@@ -10,7 +10,7 @@ Processes that share cores or a GPU slow each other down: all run at capacity ÷
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seedmp import metrics
@@ -33,6 +33,7 @@ MAX_CHILDREN = 64
 FIRST_OWN_TOKEN = 1 << 20  # tokens below are the common prompt's
 MAX_PROMPT = 1 << 16
 MIN_SAVED, COLUMN_COST = 1 << 14, 64  # as in seedmp.models.branch_attention, which imports torch
+NEVER_S = 1e9  # simulated drafts are slow at worst
 HARDWARE = ("cpu", "gpu", "gpus", "ideal")
 
 
@@ -190,7 +191,7 @@ class _Draft:
         def announce() -> None:
             for task in tasks:
                 if task.announce:
-                    self.group.deliver(events.ContextComputed(task.branch_id, task.round))
+                    self.group.deliver(events.ContextComputed(self.worker_id, task.branch_id, task.round))
             self.clock.work(self.group.draft_on, self.group.draft_threads, rest_ms, done)
 
         def done() -> None:
@@ -246,7 +247,8 @@ class _Group:
         self.target_threads, self.draft_threads = target_threads, draft_threads
         longest = sim.work.prompt_len + sim.work.max_tokens
         own = FIRST_OWN_TOKEN + MAX_CHILDREN * (sim.work.branches + 1) + MAX_PROMPT
-        self.scheduler = Scheduler(sim.config, Limits(longest + 1, own, frozenset()))
+        config = replace(sim.config, stall_timeout_s=NEVER_S)
+        self.scheduler = Scheduler(config, Limits(longest + 1, own, frozenset()))
         num_drafts = sim.config.drafts_per_group
         self.drafts = [_Draft(worker_id, self) for worker_id in range(num_drafts)]
         self.inbox: list[events.Event] = []
@@ -330,6 +332,9 @@ class _Group:
 
     def fail_branch(self, order: actions.FailBranch) -> None:
         raise ConfigError(f"a simulated request is refused: {order.text}")
+
+    def replace_worker(self, order: actions.ReplaceWorker) -> None:
+        raise InternalError(f"a simulated draft is replaced: {order.reason}")
 
     def wake_at(self, order: actions.WakeAt) -> None:
         at_ms = self.wake_ms = max(order.at_ns / 1e6, self.clock.now_ms + 1e-3)

@@ -66,6 +66,7 @@ INSTANCES: list[Any] = [
     m.WorkerReady("draft-0.1", 2, 4321),
     m.WorkerFailed("draft-0.1", 2, "OSError", "no", "Traceback ..."),
     m.WorkerLost("draft-0.1", 2, -9),
+    m.ReplaceWorker("draft-0.1", 2, "3 proposals were refused"),
     m.GroupStarted(0, 1, "ipc:///tmp/x/verifier-0-1"),
     m.EngineDown("WorkerStartError", "why", "verifier-0", "last lines"),
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from seedmp.scheduler import actions, events
 from seedmp.scheduler.hosts import perform
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.scheduler.state import Limits
-from seedmp.workers.target import TargetRunner, read_proposal
+from seedmp.workers.target import ProposalLimits, TargetRunner, read_proposal
 
 MAX_TICKS = 20_000
 
@@ -148,6 +148,9 @@ class LocalLoop:
     def fail_branch(self, order: actions.FailBranch) -> None:
         self.failures[order.branch_id] = f"{order.kind}: {order.text}"
 
+    def replace_worker(self, order: actions.ReplaceWorker) -> None:
+        raise AssertionError(order)
+
     def wake_at(self, order: actions.WakeAt) -> None:
         self.now_ns = max(self.now_ns, order.at_ns)
 
@@ -161,10 +164,11 @@ class LocalLoop:
 
     def _draft(self, worker_id: int, tasks: list[DraftOrder]) -> None:
         def announce(task: DraftOrder) -> None:
-            self._tell(events.ContextComputed(task.branch_id, task.round))
+            self._tell(events.ContextComputed(worker_id, task.branch_id, task.round))
 
         for proposal in self.drafter.draft(tasks, announce):
-            tree, rows = read_proposal(proposal, self.runner.vocab_size)
+            limits = ProposalLimits(self.runner.vocab_size, self.config.method.max_tree_nodes, self.config.draft_top_m)
+            tree, rows = read_proposal(proposal, limits)
             self._tell(
                 events.ProposalArrived(
                     worker_id, proposal.branch_id, proposal.round, proposal.started_ns, proposal.ready_ns,

@@ -144,7 +144,7 @@ class LosingLoop(LocalLoop):
             return
         for task in tasks:
             if task.announce:
-                self._tell(events.ContextComputed(task.branch_id, task.round))
+                self._tell(events.ContextComputed(worker_id, task.branch_id, task.round))
         self._tell(events.WorkerLost(worker_id, 0))
         self._tell(events.WorkerJoined(worker_id, 0))
 

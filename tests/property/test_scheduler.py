@@ -26,7 +26,7 @@ from seedmp.scheduler.state import Limits
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.opt_tree import NOT_DRAFTED, AdaptiveTreeBuilder
 from seedmp.token_tree.static_tree import StaticTreeBuilder
-from seedmp.token_tree.tree import NO_PARENT, TokenTree
+from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
 from tests.helpers.same import same
 
 VOCAB_SIZE = 5
@@ -89,6 +89,8 @@ class World:
     epochs: dict[int, int] = field(default_factory=dict)
     verified: list[int] = field(default_factory=list)
     given: list[actions.Action] = field(default_factory=list)
+    announced: set[int] = field(default_factory=set)
+    to_reap: list[actions.ReplaceWorker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.config, Limits(MAX_MODEL_LEN, VOCAB_SIZE, frozenset()))
@@ -123,13 +125,50 @@ class World:
         self.epochs[worker_id] = self.epochs.get(worker_id, -1) + 1
         self.tell(events.WorkerJoined(worker_id, self.epochs[worker_id]))
 
-    def lose(self, worker_id: int) -> None:
+    def lose(self, worker_id: int, epoch: int | None = None) -> None:
         """It may have written some of what was lent, or none; it answers no more."""
+        who = worker_id, self.epochs[worker_id] if epoch is None else epoch
         for order, _epoch in self.tasks:
-            if order.worker_id == worker_id and self.rng.random() < 0.5:
+            if (order.worker_id, order.epoch) == who and self.rng.random() < 0.5:
                 self.write_context(order)
-        self.tasks = [entry for entry in self.tasks if entry[0].worker_id != worker_id]
-        self.tell(events.WorkerLost(worker_id, self.epochs[worker_id]))
+        self.tasks = [entry for entry in self.tasks if (entry[0].worker_id, entry[0].epoch) != who]
+        self.tell(events.WorkerLost(*who))
+
+    def reap(self) -> None:
+        """A worker that was to be replaced is gone; until now it may have done anything but answer."""
+        order = self.to_reap.pop(0)
+        self.lose(order.worker_id, order.epoch)
+
+    def misbehave(self, index: int) -> None:
+        """A worker answers wrongly, or never."""
+        order, _ = self.tasks[index]
+        if not self.is_current(order):
+            return
+        worker_id, key = order.worker_id, (order.branch_id, order.round)
+        what = self.rng.randrange(5)
+        if what == 0:  # what cannot be read, or is of no task that is known
+            self.tell(events.AnswerRefused(worker_id, -1, -1, "noise"))
+        elif what == 1:
+            strange = TokenTree((0,), (NO_PARENT,), order.kind)
+            self.tell(events.ProposalArrived(worker_id, key[0], key[1] + 1000, 0, -(2**63), strange, None))
+        elif what == 2:
+            self.now_ns += int(self.config.stall_timeout_s * 3e9)
+        else:
+            self.write_context(order)
+            del self.tasks[index]
+            size = 1000 if what == 3 else 1
+            odd = next(kind for kind in ProposalKind if kind is not order.kind) if what == 4 else order.kind
+            tree = TokenTree((0,) * size, (NO_PARENT, *range(size - 1)), odd)
+            self.tell(events.ProposalArrived(worker_id, *key, 0, 2**63 - 1, tree, None))
+
+    def is_current(self, order: DraftOrder) -> bool:
+        """Whether the worker of a task is heard; the verifier drops what others send."""
+        return self.scheduler.workers.get(order.worker_id) == order.epoch
+
+    def is_awaited(self, order: DraftOrder) -> bool:
+        """Whether the branch of a task still waits for it; else its context may be anything."""
+        branch = self.scheduler.branches.get(order.branch_id)
+        return branch is not None and branch.task is not None and branch.task.round == order.round
 
     def cancel(self, branch_id: int) -> None:
         self.tell(events.BranchCancelled(branch_id))
@@ -139,20 +178,22 @@ class World:
     def write_context(self, order: DraftOrder) -> list[int]:
         """Run the pending tokens of a task: reads the context, writes the slots lent for them.
 
-        The context of a request that was cancelled meanwhile may be anything: its proposal is dropped.
+        The context of a request that was cancelled meanwhile, or is drafted for elsewhere, may be anything: its
+        proposal is dropped.
         """
         tokens: list[int] = []
         for position, slot in enumerate(order.context_slots):
             prefix = self.draft_kv[slot]
-            if order.branch_id in self.scheduler.branches:
+            if self.is_awaited(order):
                 assert prefix[:-1] == tuple(tokens) and len(prefix) == position + 1
             tokens.append(prefix[-1])
         assert order.pending_ids, "a draft needs a token to start from"
-        if self.config.method.name == "eagle" and order.branch_id in self.scheduler.branches:
+        if self.config.method.name == "eagle" and self.is_awaited(order):
             self.read_features(order, tokens)
         for token_id, slot in zip(order.pending_ids, order.slots, strict=False):
             tokens.append(token_id)
-            self.draft_kv[slot] = tuple(tokens)
+            if id(order) not in self.announced:
+                self.draft_kv[slot] = tuple(tokens)
         return tokens
 
     def read_features(self, order: DraftOrder, context: list[int]) -> None:
@@ -164,12 +205,15 @@ class World:
 
     def announce(self, order: DraftOrder) -> None:
         self.write_context(order)
-        self.tell(events.ContextComputed(order.branch_id, order.round))
+        if not self.is_current(order):
+            return
+        self.announced.add(id(order))
+        self.tell(events.ContextComputed(order.worker_id, order.branch_id, order.round))
 
     def propose(self, index: int) -> None:
         order, _ = self.tasks.pop(index)
         tokens = self.write_context(order)
-        if order.branch_id in self.scheduler.branches:
+        if self.is_awaited(order):
             assert tokens == self.tokens[order.branch_id]
         lent = order.slots[len(order.pending_ids) :]
         builder: StaticTreeBuilder | AdaptiveTreeBuilder
@@ -197,6 +241,8 @@ class World:
             self.draft_kv[slot] = tuple(path)
         assert len(drafted) <= len(lent)
         grown = builder.grown()
+        if not self.is_current(order):
+            return
         kept = grown.drafted_idx if self.config.method.name != "eagle" else (NOT_DRAFTED,) * len(grown.tree)
         self.tell(
             events.ProposalArrived(
@@ -284,6 +330,10 @@ class World:
     def fail_branch(self, order: actions.FailBranch) -> None:
         self.failed[order.branch_id] = order.text
 
+    def replace_worker(self, order: actions.ReplaceWorker) -> None:
+        assert order.worker_id not in self.scheduler.workers
+        self.to_reap.append(order)
+
     def wake_at(self, order: actions.WakeAt) -> None:
         self.now_ns = max(self.now_ns, order.at_ns)
 
@@ -300,7 +350,12 @@ class World:
                 self.propose(self.rng.randrange(len(self.tasks)))
             if self.forward is not None:
                 self.finish_forward()
-            if not self.scheduler.branches and not self.tasks:
+            if self.to_reap:
+                self.reap()
+            for worker_id in range(self.config.drafts_per_group):
+                if worker_id not in self.scheduler.workers:
+                    self.join(worker_id)
+            if not self.scheduler.branches and not self.tasks and not self.scheduler.drafting.leases:
                 break
         story = {b.branch_id: b.state.value for b in self.scheduler.branches.values()}
         assert not story, f"not finished: {story}"
@@ -324,8 +379,8 @@ def random_params(rng: random.Random) -> SamplingParams:
     )  # fmt: skip
 
 
-def run_randomly(config: EngineConfig, seed: int, num_events: int) -> World:
-    """Requests, cancellations, deaths, and answers in any order; then the rest is served."""
+def run_randomly(config: EngineConfig, seed: int, num_events: int, rogue: float = 0) -> World:
+    """Requests, cancellations, deaths, and answers in any order, a share of them wrong; then the rest is served."""
     rng = random.Random(seed)
     world = World(config, rng)
     common = [rng.randrange(VOCAB_SIZE) for _ in range(24)]
@@ -351,6 +406,10 @@ def run_randomly(config: EngineConfig, seed: int, num_events: int) -> World:
             order, _ = rng.choice(world.tasks)
             if order.announce:
                 world.announce(order)
+        elif rogue and what < 0.55 and world.tasks and rng.random() < rogue:
+            world.misbehave(rng.randrange(len(world.tasks)))
+        elif rogue and world.to_reap and rng.random() < 0.3:
+            world.reap()
         elif what < 0.55 and world.tasks:
             world.propose(rng.randrange(len(world.tasks)))
         elif what < 0.8 and world.forward is not None:
@@ -441,6 +500,150 @@ def test_small_arenas_do_preempt() -> None:
     assert preempted > 0
 
 
+# --- workers that answer wrongly, or never ------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(SEEDS, st.sampled_from([72, 256, 1024]), st.sampled_from([0.1, 0.5, 1.0]))
+def test_rogue_drafts_change_no_text_and_keep_no_slots(seed: int, kv_slots: int, rogue: float) -> None:
+    world = run_randomly(config_of(seed, kv_slots), seed, 150, rogue)
+    world.check_texts()
+
+
+def one_branch(num_workers: int = 2) -> tuple[World, DraftOrder]:
+    """One branch whose task is out."""
+    world = World(fcfs_config(), random.Random(0))
+    for worker_id in range(num_workers):
+        world.join(worker_id)
+    world.submit([1, 2], SamplingParams(temperature=0.0, max_tokens=9, seed=1))
+    world.decide()
+    ((order, _),) = world.tasks
+    return world, order
+
+
+ODD_TREES = {
+    "too many nodes": ((1, 1, 1), (NO_PARENT, 0, 0)),
+    "too deep": ((1, 1, 1), (NO_PARENT, 0, 1)),
+    "larger than the arena": ((1,) * 5000, (NO_PARENT,) * 5000),
+}
+
+
+@pytest.mark.parametrize("name", ODD_TREES)
+def test_a_proposal_that_was_not_ordered_is_drafted_elsewhere(name: str) -> None:
+    world, order = one_branch()
+    world.tell(events.ProposalArrived(order.worker_id, 0, 0, 0, 1, TokenTree(*ODD_TREES[name], order.kind), None))
+    world.tasks.clear()
+    assert world.scheduler.figures()["draft_slots_leased"] == 0  # it has answered
+    world.decide()
+    ((again, _),) = world.tasks
+    assert again.worker_id != order.worker_id and again.round > order.round
+    world.drain()
+    world.check_texts()
+    assert not any(isinstance(given, actions.ReplaceWorker) for given in world.given)
+
+
+def test_what_cannot_be_told_keeps_its_slots_until_the_worker_answers() -> None:
+    """The worker may be writing still (ADR 1); its late answer changes nothing."""
+    world, order = one_branch()
+    num_lent = world.scheduler.figures()["draft_slots_leased"]
+    world.tell(events.AnswerRefused(order.worker_id, -1, -1, "noise"))
+    world.decide()
+    assert len(world.tasks) == 2 and world.scheduler.figures()["draft_slots_leased"] >= num_lent + len(order.slots)
+    world.propose(0)
+    assert world.scheduler.branches[0].state.value == "drafting"
+    world.drain()
+    world.check_texts()
+
+
+def test_three_refused_answers_and_the_worker_is_replaced() -> None:
+    world, _ = one_branch(1)
+    for _ in range(3):
+        assert not world.to_reap
+        world.tasks.clear()
+        world.tell(events.AnswerRefused(0, 0, world.scheduler.branches[0].round, "odd"))
+        world.decide()
+    (replaced,) = world.to_reap
+    assert (replaced.worker_id, replaced.epoch) == (0, 0) and "3 answers were refused" in replaced.reason
+    assert world.forward is not None  # the round goes on without a draft: there is none that can be relied on
+    world.drain()
+    world.check_texts()
+
+
+def test_a_worker_that_never_answers_is_replaced_in_time() -> None:
+    world, order = one_branch()
+    world.tasks.clear()
+    late_ns = int(2e9 * world.config.stall_timeout_s)
+    world.now_ns += late_ns - 10 * MS
+    world.decide()
+    assert not world.to_reap and not world.tasks
+    world.now_ns += 10 * MS
+    world.decide()
+    assert [replaced.worker_id for replaced in world.to_reap] == [order.worker_id]
+    assert [again.worker_id for again, _ in world.tasks] == [1 - order.worker_id]
+    assert world.scheduler.figures()["draft_slots_leased"] > len(order.slots)  # it may be writing still
+    world.drain()
+    world.check_texts()
+
+
+@pytest.mark.parametrize("ready_ns", [-(2**63), -1, 0, 2**63 - 1])
+def test_a_time_that_cannot_be_is_the_time_of_arrival(ready_ns: int) -> None:
+    world, order = one_branch()
+    world.write_context(order)
+    world.tasks.clear()
+    before_ns = world.now_ns
+    tree = TokenTree((1, 1), (NO_PARENT, 0), order.kind)
+    world.tell(events.ProposalArrived(order.worker_id, 0, 0, ready_ns, ready_ns, tree, None))
+    assert before_ns < world.scheduler.branches[0].ready_ns <= world.now_ns
+    world.drain()
+    world.check_texts()
+
+
+def test_who_left_before_the_end_pins_nothing() -> None:
+    """Else its KV would stay for ever: nobody is left to say that it is not needed."""
+    world = World(fcfs_config(), random.Random(0))
+    world.join(0)
+    params = SamplingParams(temperature=0.0, max_tokens=6, seed=1)
+    world.expected[0], world.tokens[0] = plain_text(events.BranchSubmitted(0, 0, (1, 2), (), params)), [1, 2]
+    world.tell(events.BranchSubmitted(0, 0, (1, 2), (), params, "parent", "child"))
+    tree = TokenTree((3, 4), (NO_PARENT, 0), ProposalKind.DETERMINISTIC)
+    world.tell(events.ScoreRequested(1, (1, 2, 3), tree, "parent"))
+    world.tell(events.OwnersLeft(("parent", "child"), False))
+    world.scheduler.handle(events.BranchCancelled(1), world.now_ns)
+    world.drain()
+    assert world.scheduler.figures()["branches_kept"] == 0
+
+
+def test_a_score_that_is_cancelled_frees_what_it_took() -> None:
+    for num_decisions in range(3):  # waiting, in a forward
+        world = World(fcfs_config(), random.Random(0))
+        tree = TokenTree((3, 4), (NO_PARENT, 0), ProposalKind.DETERMINISTIC)
+        world.tell(events.ScoreRequested(0, (1, 2, 3), tree, "parent"))
+        for _ in range(num_decisions):
+            world.decide()
+        world.cancel(0)
+        if world.forward is not None:
+            world.tell(events.ForwardFinished(MS, (events.Outcome(0, (), 0),)))
+        figures = world.scheduler.figures()
+        assert figures["target_slots_leased"] == figures["branches_kept"] == figures["active_branches"] == 0
+        assert world.failed == {0: "the request was cancelled"}
+
+
+@pytest.mark.parametrize("is_score", [False, True])
+def test_a_problem_fails_its_own_request_with_its_kind(is_score: bool) -> None:
+    world = World(fcfs_config(), random.Random(0))
+    tree = TokenTree((3, 4), (NO_PARENT, 0), ProposalKind.DETERMINISTIC)
+    if is_score:
+        world.tell(events.ScoreRequested(0, (1, 2, 3), tree))
+    else:
+        world.submit([1, 2], SamplingParams(temperature=0.0, max_tokens=1, seed=1))
+    world.decide()
+    assert world.forward is not None
+    world.tell(events.ForwardFinished(MS, (events.Outcome(0, (), 0, problem="NaN", problem_kind="NumericalError"),)))
+    (failed,) = (order for order in world.given if isinstance(order, actions.FailBranch))
+    assert (failed.kind, failed.text) == ("NumericalError", "NaN")
+    assert world.scheduler.figures()["target_slots_leased"] == 0
+
+
 # --- stories ------------------------------------------------------------------------------------------
 
 
@@ -503,7 +706,8 @@ def test_the_earliest_ready_is_served_first_whatever_arrived_first() -> None:
     world.decide()
     orders = {order.branch_id: order for order, _ in world.tasks}
     assert sorted(orders) == [0, 1, 2] and {o.worker_id for o in orders.values()} == {0, 1, 2}
-    ready_ns = {0: 9 * MS, 1: 5 * MS, 2: 7 * MS}
+    ready_ns = {0: world.now_ns + 9 * MS, 1: world.now_ns + 5 * MS, 2: world.now_ns + 7 * MS}
+    world.now_ns += 10 * MS
     for branch_id in (0, 1, 2):  # as a socket may hand them over
         order = orders[branch_id]
         world.write_context(order)
@@ -535,7 +739,8 @@ def test_late_and_copied_proposals_are_counted_and_dropped() -> None:
     world.propose(0)
     world.tell(events.ProposalArrived(0, 0, 0, 0, 1, tree, None))
     assert world.scheduler.counters["stale_proposals"] == 4
-    world.tell(events.ContextComputed(0, 0))
+    assert [replaced.worker_id for replaced in world.to_reap] == [0]  # three of them were the worker's own
+    world.tell(events.ContextComputed(0, 0, 0))
     world.drain()
     world.check_texts()
 
