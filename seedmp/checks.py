@@ -11,9 +11,11 @@ import math
 import os
 from collections.abc import Iterable, Sequence, Set
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from seedmp.errors import ConfigError, SeedmpError
+
+T = TypeVar("T")
 
 MAX_WHOLE = 2**63 - 1  # of the wire
 MAX_TOKEN_ID = 2**31 - 1  # arrays of token ids are int32
@@ -217,6 +219,26 @@ def check_ids(name: str, value: Any, *, error: type[SeedmpError] = ConfigError) 
         strange = next(i for i in ids if not 0 <= i <= MAX_TOKEN_ID)
         raise error(f"{name}={shown(value)}: token id {shown(strange)}; {allowed}")
     return ids
+
+
+def check_wholes(
+    name: str, value: Any, low: int, high: int | None = None, *, error: type[SeedmpError] = ConfigError
+) -> tuple[int, ...]:
+    """Several whole numbers; else as ``check_whole``."""
+    if isinstance(value, str | bytes | bytearray | memoryview) or not (isinstance(value, Sequence) or _is_array(value)):
+        raise error(f"{name}={shown(value)}: must be a list of whole numbers")
+    return tuple(check_whole(name, item, low, high, error=error) for item in _items(value))
+
+
+def check_all(name: str, value: Any, kind: type[T], *, error: type[SeedmpError] = ConfigError) -> list[T]:
+    """Several objects of one class, as a list.
+
+    Raises:
+        ConfigError (or ``error``): it is no list or tuple, or something else is in it.
+    """
+    if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
+        raise error(f"{name}={shown(value)}: must be a list of {kind.__name__}")
+    return list(value)
 
 
 def check_path(name: str, value: Any, *, error: type[SeedmpError] = ConfigError) -> str:
