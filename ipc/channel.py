@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -102,7 +103,10 @@ class DealerChannel:
         return bool(self.socket.poll(timeout_ms))
 
     def send(self, msg: Any) -> None:
-        frames = codec.encode(msg)
+        self.send_frames(codec.encode(msg))
+
+    def send_frames(self, frames: Sequence[bytes | memoryview]) -> None:
+        """Send a message that was encoded before, perhaps in another thread."""
         self.bytes_out += sum(map(len, frames))
         self.socket.send_multipart(frames, copy=True)
 

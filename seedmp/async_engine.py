@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from typing import Any
 
-from seedmp.encode import Prompt, as_list
+from seedmp.checks import shown
+from seedmp.encode import Prompt
 from seedmp.engine import Engine
+from seedmp.errors import ConfigError
 from seedmp.request import RequestOutput, StreamChunk
 from seedmp.sampling import SamplingParams
 
@@ -22,6 +23,8 @@ class AsyncEngine:
     """
 
     def __init__(self, engine: Engine) -> None:
+        if not isinstance(engine, Engine):
+            raise ConfigError(f"engine={shown(engine)}: must be an Engine; `await AsyncEngine.start(...)` opens one")
         self.engine = engine
 
     @classmethod
@@ -43,13 +46,8 @@ class AsyncEngine:
         user: str = "",
     ) -> list[RequestOutput]:
         """As ``Engine.generate``; cancelling the task cancels the requests."""
-        params = params or SamplingParams()
-        drawn = params if params.best_of is None else replace(params, n=params.best_of, best_of=None)
-        handles = [
-            handle
-            for prompt in as_list(prompts)
-            for handle in self.engine.submit_all(prompt, drawn, priority=priority, user=user)
-        ]
+        params = SamplingParams.of(params)
+        handles = self.engine.submit_each(prompts, params, priority=priority, user=user)
         try:
             outputs = list(await asyncio.gather(*(asyncio.wrap_future(handle.future) for handle in handles)))
         finally:
@@ -68,7 +66,14 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[StreamChunk | None] = asyncio.Queue()
         handle = self.engine.submit(prompt, params, priority=priority, user=user)
-        handle.listen(lambda chunk: loop.call_soon_threadsafe(chunks.put_nowait, chunk))
+
+        def hand_over(chunk: StreamChunk | None) -> None:
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:  # the loop was closed, so nobody reads any more
+                handle.cancel()
+
+        handle.listen(hand_over)
         try:
             while (chunk := await chunks.get()) is not None:
                 yield chunk

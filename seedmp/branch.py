@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from seedmp.checks import check_text, check_texts, check_timeout
 from seedmp.errors import RejectedError
 from seedmp.request import RequestHandle, RequestOutput
 from seedmp.sampling import SamplingParams
@@ -117,7 +118,7 @@ class Branch:
     def append(self, text: str) -> Branch:
         """A branch with given text added; computed together with what follows it."""
         self._check_open()
-        engine = self.engine
+        engine, text = self.engine, check_text("text", text, error=RejectedError)
         token_ids = self.token_ids + engine.encode(text)
         return Branch(engine, token_ids, text, branch_id=engine.new_branch_id(self.branch_id))
 
@@ -144,8 +145,8 @@ class Branch:
         """
         self._check_open()
         engine = self.engine
-        params = replace(params or SamplingParams(), n=n)
-        ids = [engine.new_branch_id() for _ in range(n)]
+        params, timeout = replace(SamplingParams.of(params), n=n), check_timeout(timeout, error=RejectedError)
+        ids = [engine.new_branch_id() for _ in range(params.n)]
         try:
             handles = engine.submit_all(
                 self.token_ids, params, branch=self.branch_id, children=ids, priority=priority, user=user
@@ -167,7 +168,7 @@ class Branch:
     def score_tokens(self, texts: Iterable[str], *, timeout: float | None = None) -> list[ScoredText]:
         """``score`` with the log-probability of every token."""
         self._check_open()
-        texts = list(texts)
+        texts = check_texts("texts", texts, error=RejectedError)
         ids = [self.engine.encode(text) for text in texts]
         rows = self.engine.score_ids(self.token_ids, ids, timeout=timeout, branch=self.branch_id)
         return [ScoredText(*parts) for parts in zip(texts, ids, rows, strict=True)]

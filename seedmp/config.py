@@ -9,7 +9,16 @@ import sys
 from dataclasses import InitVar, dataclass
 from typing import Any
 
-from seedmp.checks import check_number, check_one_of, check_whole
+from seedmp.checks import (
+    MAX_TIMEOUT_S,
+    check_flag,
+    check_number,
+    check_one_of,
+    check_path,
+    check_text,
+    check_texts,
+    check_whole,
+)
 from seedmp.errors import ConfigError
 from seedmp.methods.base import Method
 from seedmp.methods.registry import METHODS, make_method, method_from_plain, method_to_plain, name_of
@@ -124,31 +133,45 @@ class EngineConfig:
         top_k: int | None,
         rule: str | None,
     ) -> None:
-        object.__setattr__(self, "schedule", _member(Schedule, "schedule", self.schedule))
-        POLICIES.load(self.policy)
-        if self.runner not in RUNNERS.names():  # built-in ones are imported where they run
-            RUNNERS.load(self.runner)
         given = {
             "k_config": k_config, "growmap": growmap, "nodes": nodes, "max_depth": max_depth, "threshold": threshold,
             "top_k": top_k, "rule": rule,
         }  # fmt: skip
-        object.__setattr__(self, "method", make_method(self.method, given))
-        limits = {"num_drafts": (1, 64), "kv_slots": (64, 1 << 26), "max_forward_tokens": (16, 1 << 16)}
-        limits |= {"draft_top_m": (1, 1 << 20), "max_restarts": (0, 1 << 20)}
-        for name, (low, high) in limits.items():
-            check_whole(name, getattr(self, name), low, high)
-        optional = {"target_threads": (1, 1024), "draft_threads": (1, 1024), "draft_kv_slots": (64, 1 << 26)}
-        for name, (low, high) in optional.items():
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), low, high)
-        for name in ("ready_timeout_s", "stall_timeout_s"):
-            check_number(name, getattr(self, name), 0, above=True)
-        check_number("draft_noise", self.draft_noise, 0, 1)
+        for name, value in self._checked(given).items():
+            object.__setattr__(self, name, value)
         if self.draft_noise and not self.method.samples:
             allowed = ", ".join(name for name in METHODS.names() if METHODS.load(name).samples)
             raise ConfigError(f"draft_noise is not used by method={self.method.name}: only by {allowed}")
-        check_one_of("dtype", self.dtype, DTYPES)
         self.method.check(self)
+
+    def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Every field as Python and JSON know it; a field that is not here reaches no worker."""
+        POLICIES.load(self.policy)
+        if self.runner not in RUNNERS.names():  # built-in ones are imported where they run
+            RUNNERS.load(self.runner)
+        whole = {
+            "num_drafts": (1, 64), "kv_slots": (64, 1 << 26), "max_forward_tokens": (16, 1 << 16),
+            "draft_top_m": (1, 1 << 20), "max_restarts": (0, 1 << 20),
+        }  # fmt: skip
+        optional = {"target_threads": (1, 1024), "draft_threads": (1, 1024), "draft_kv_slots": (64, 1 << 26)}
+        whole |= {name: limits for name, limits in optional.items() if getattr(self, name) is not None}
+        shapes = {name: getattr(self, name) for name in ("target_shape", "draft_shape")}
+        times = ("ready_timeout_s", "stall_timeout_s")
+        return {
+            "target": check_path("target", self.target),
+            "draft": check_path("draft", self.draft),
+            **{name: None if shape is None else check_text(name, shape) for name, shape in shapes.items()},
+            "schedule": _member(Schedule, "schedule", self.schedule),
+            "policy": check_text("policy", self.policy),
+            "runner": check_text("runner", self.runner),
+            "method": make_method(self.method, given),
+            "dtype": check_one_of("dtype", self.dtype, DTYPES),
+            "placement": _placement(self.placement),
+            **{name: check_whole(name, getattr(self, name), low, high) for name, (low, high) in whole.items()},
+            **{name: check_number(name, getattr(self, name), 0, MAX_TIMEOUT_S, above=True) for name in times},
+            "draft_noise": check_number("draft_noise", self.draft_noise, 0, 1),
+            "validate": check_flag("validate", self.validate),
+        }
 
     @property
     def num_groups(self) -> int:
@@ -202,11 +225,15 @@ class EngineConfig:
 
 
 def _member(kind: type[enum.Enum], name: str, value: Any) -> enum.Enum:
-    try:
-        return kind(value)
-    except ValueError:
-        allowed = ", ".join(str(item.value) for item in kind)
-        raise ConfigError(f"{name}={value!r}: must be one of {allowed}") from None
+    if isinstance(value, kind):
+        return value
+    return kind(check_one_of(name, value, [item.value for item in kind]))
+
+
+def _placement(value: Any) -> str | Placement:
+    if not isinstance(value, Placement):
+        return check_text("placement", value)
+    return Placement(check_text("placement.target", value.target), check_texts("placement.drafts", value.drafts))
 
 
 def resolve_placement(config: EngineConfig) -> Placement:

@@ -22,9 +22,18 @@ import zmq
 
 from seedmp import errors
 from seedmp.detokenize import Detokenizer
-from seedmp.errors import ConfigError, EngineDeadError, RequestError, WorkerStartError
+from seedmp.errors import (
+    CancelledError,
+    ConfigError,
+    EngineDeadError,
+    RejectedError,
+    RequestError,
+    RequestTimeoutError,
+    WorkerStartError,
+)
 from seedmp.ids import WorkerName
 from seedmp.in_flight import Job, Pending, PendingJob, PendingScore, Routes
+from seedmp.ipc import codec
 from seedmp.ipc.channel import DealerChannel
 from seedmp.ipc.messages import (
     PROTOCOL_VERSION,
@@ -47,7 +56,7 @@ from seedmp.ipc.messages import (
 )
 from seedmp.ipc.span_ring import SpanRing
 from seedmp.launch import GroupEvent, GroupSource
-from seedmp.request import RequestHandle
+from seedmp.request import RequestHandle, settle
 from seedmp.trace import Activity
 
 log = logging.getLogger(__name__)
@@ -55,6 +64,9 @@ log = logging.getLogger(__name__)
 JOIN_S = 6.0
 POLL_MS = 500
 STATS_S = 60.0
+CANCELLED = "the request was cancelled"
+
+Frames = list[bytes | memoryview]
 
 
 class Connection:
@@ -84,15 +96,16 @@ class Connection:
         self._channel_type = channel_type
         self._thread = threading.Thread(target=self._run, name="seedmp-engine", daemon=True)
         self._started = threading.Event()
-        self._lock = threading.Lock()  # guards what the users' threads touch: from here to _dead
-        self._orders: list[tuple[int, Any]] = []
+        self._lock = threading.Lock()  # guards what the users' threads touch: from here to dead
+        self._orders: list[tuple[int, Frames]] = []  # for a group; encoded by who ordered
+        self._cancelled: list[int] = []  # requests to be dropped
         self._pending: dict[int, Pending] = {}
-        self._queries: dict[int, Future[StatsReply]] = {}
+        self._queries: dict[int, tuple[int, Future[StatsReply]]] = {}  # with the group that is asked
         self._routes = Routes(source.num_groups)
         self._next_id = 0
         self._wake_read, wake_write = os.pipe()
         self._wake_write: int | None = wake_write  # None once the thread has ended
-        self._dead: BaseException | None = None
+        self.dead: BaseException | None = None  # why nothing is served any more
         self._dropped: deque[tuple[int, bool]] = deque()  # branches; filled without the lock, by finalizers too
         self._channels: dict[int, DealerChannel] = {}
 
@@ -108,21 +121,23 @@ class Connection:
         self._thread.start()
         if not self._started.wait(timeout_s):
             raise WorkerStartError(f"the workers were not ready within {timeout_s:.0f} s")
-        if self._dead is not None:
-            raise self._dead
+        if self.dead is not None:
+            raise self.dead
 
     def submit(self, job: Job) -> RequestHandle:
         """Start a continuation and return at once.
 
         Raises:
+            RejectedError: the request cannot be sent.
             EngineDeadError, EngineClosedError: nothing is served any more.
         """
+        handle = RequestHandle(self._new_id(), self._request_cancel)
+        pending = PendingJob(job, handle, time.monotonic_ns(), group=0)
+        frames = _encoded(pending.message())
         with self._lock:
             self._check_alive()
-            request_id = self._take_id()
-            handle = RequestHandle(request_id, self._request_cancel)
-            group = self._routes.for_job(job, self._pending.values())
-            self._add(request_id, PendingJob(job, handle, time.monotonic_ns(), group))
+            pending.group = self._routes.for_job(job, self._pending.values())
+            self._add(handle.request_id, pending, frames)
         return handle
 
     def score(
@@ -136,35 +151,47 @@ class Connection:
             branch: id of the open branch that the context is; 0: none.
 
         Returns:
-            the future of one float32 array a continuation.
+            the future of one float32 array a continuation; cancelling it cancels the request.
+
+        Raises:
+            RejectedError: the request cannot be sent.
+            EngineDeadError, EngineClosedError: nothing is served any more.
         """
         future: Future[list[np.ndarray]] = Future()
+        request_id = self._new_id()
+        pending = PendingScore(future, Score(request_id, prompt_ids, flat, lengths, branch), group=0)
+        frames = _encoded(pending.message())
         with self._lock:
             self._check_alive()
-            request_id = self._take_id()
-            group = self._routes.for_score(branch, self._pending.values())
-            self._add(request_id, PendingScore(future, Score(request_id, prompt_ids, flat, lengths, branch), group))
+            pending.group = self._routes.for_score(branch, self._pending.values())
+            self._add(request_id, pending, frames)
+        future.add_done_callback(lambda done: self._request_cancel(request_id) if done.cancelled() else None)
         return future
 
     def query(self) -> list[StatsReply]:
-        """Counters of every group.
+        """Counters of every group; a verifier that dies meanwhile is asked again when it is back.
 
         Raises:
-            EngineDeadError: a verifier does not answer.
+            EngineDeadError, EngineClosedError: nothing is served any more.
+            RequestTimeoutError: a verifier does not answer, and was not replaced in time.
         """
-        futures = []
+        asked: dict[int, Future[StatsReply]] = {}
         with self._lock:
             self._check_alive()
             for group in range(self._source.num_groups):
                 query_id = self._take_id()
-                future: Future[StatsReply] = Future()
-                self._queries[query_id] = future
-                futures.append(future)
-                self._order(group, StatsQuery(query_id))
+                asked[query_id] = Future()
+                self._queries[query_id] = group, asked[query_id]
+                self._order(group, codec.encode(StatsQuery(query_id)))
+        deadline = time.monotonic() + STATS_S
         try:
-            return [future.result(STATS_S) for future in futures]
+            return [future.result(max(0.0, deadline - time.monotonic())) for future in asked.values()]
         except FutureTimeoutError:
-            raise EngineDeadError(f"the verifier did not answer within {STATS_S:.0f} s") from None
+            raise RequestTimeoutError(f"the verifier did not answer within {STATS_S:.0f} s") from None
+        finally:
+            with self._lock:
+                for query_id in asked:
+                    self._queries.pop(query_id, None)
 
     def new_branch_id(self, parent: int = 0) -> int:
         """A number for a branch, never used before and never 0; what holds the parent's KV holds most of its KV."""
@@ -186,8 +213,8 @@ class Connection:
     def stop(self, why: BaseException) -> None:
         """End the thread; everybody who waits gets ``why``. A second call does nothing."""
         with self._lock:
-            if self._dead is None:
-                self._dead = why
+            if self.dead is None:
+                self.dead = why
             self._wake()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(JOIN_S)
@@ -195,23 +222,30 @@ class Connection:
     def _request_cancel(self, request_id: int) -> None:
         with self._lock:
             pending = self._pending.get(request_id)
-            if pending is not None and self._dead is None:
-                self._order(pending.group, Cancel(request_id))
+            if pending is not None and self.dead is None:
+                pending.is_cancelled = True
+                self._cancelled.append(request_id)
+                self._wake()
 
     def _check_alive(self) -> None:
-        if self._dead is not None:
-            raise type(self._dead)(str(self._dead)) from self._dead
+        if self.dead is not None:
+            raise type(self.dead)(str(self.dead)) from self.dead
 
-    def _add(self, request_id: int, pending: Pending) -> None:
+    def _add(self, request_id: int, pending: Pending, frames: Frames) -> None:
         self._pending[request_id] = pending
-        self._order(pending.group, pending.message())
+        self._order(pending.group, frames)
+
+    def _new_id(self) -> int:
+        with self._lock:
+            self._check_alive()
+            return self._take_id()
 
     def _take_id(self) -> int:
         self._next_id += 1
         return self._next_id
 
-    def _order(self, group: int, msg: Any) -> None:
-        self._orders.append((group, msg))
+    def _order(self, group: int, frames: Frames) -> None:
+        self._orders.append((group, frames))
         self._wake()
 
     def _wake(self) -> None:
@@ -234,7 +268,7 @@ class Connection:
             for channel in self._channels.values():
                 channel.close()
             context.term()
-            self._die(self._dead or EngineDeadError("the engine's thread ended"))
+            self._die(self.dead or EngineDeadError("the engine's thread ended"))
             with self._lock:
                 assert self._wake_write is not None
                 os.close(self._wake_write)
@@ -244,7 +278,7 @@ class Connection:
             self._ring.close()
 
     def _serve(self, context: zmq.Context[Any]) -> None:
-        while self._dead is None:
+        while self.dead is None:
             channels = list(self._channels.values())
             poller = zmq.Poller()
             poller.register(self._wake_read, zmq.POLLIN)
@@ -270,14 +304,19 @@ class Connection:
             self._send_dropped()
 
     def _send_orders(self) -> None:
+        """Send what was ordered. For a group that is away it is lost: all that is in flight is sent when it is back."""
         with self._lock:
             orders, self._orders = self._orders, []
-            for group, msg in orders:
-                channel = self._channels.get(group)
-                if channel is not None:
-                    channel.send(msg)
-                elif not isinstance(msg, Submit | Score):  # those are sent again when the group is back
-                    self._orders.append((group, msg))
+            cancelled, self._cancelled = self._cancelled, []
+            for group, frames in orders:
+                if group in self._channels:
+                    self._channels[group].send_frames(frames)
+        for request_id in cancelled:
+            pending = self._pending.get(request_id)
+            if pending is not None and pending.group in self._channels:
+                self._channels[pending.group].send(Cancel(request_id))
+            elif pending is not None:
+                self._fail(request_id, CancelledError(CANCELLED))
 
     def _send_dropped(self) -> None:
         dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
@@ -316,61 +355,72 @@ class Connection:
         channel = self._channel_type(context, event.endpoint, identity)
         channel.send(EngineHello(PROTOCOL_VERSION))
         with self._lock:
-            self._orders = [
-                (group, msg)
-                for group, msg in self._orders
-                if group != event.group or not isinstance(msg, Submit | Score)
-            ]
-            for pending in self._pending.values():
-                if pending.group == event.group:
+            self._orders = [(group, frames) for group, frames in self._orders if group != event.group]
+            mine = {id_: pending for id_, pending in self._pending.items() if pending.group == event.group}
+            for pending in mine.values():
+                if not pending.is_cancelled:
                     channel.send(pending.message())
+            for query_id, (group, _) in self._queries.items():
+                if group == event.group:
+                    channel.send(StatsQuery(query_id))
             self._channels[event.group] = channel
+        for request_id, pending in mine.items():
+            if pending.is_cancelled:  # the one before took the order with it
+                self._fail(request_id, CancelledError(CANCELLED))
         if len(self._channels) == self._source.num_groups:
             self._started.set()
 
     def _die(self, why: BaseException) -> None:
         """Nothing will be served any more: everybody who waits is told."""
         with self._lock:
-            if self._dead is None:
-                self._dead = why
-            ids, queries = list(self._pending), list(self._queries.values())
+            if self.dead is None:
+                self.dead = why
+            ids, queries = list(self._pending), [future for _, future in self._queries.values()]
             self._queries.clear()
         for request_id in ids:
-            error = type(self._dead)(str(self._dead))
-            error.__cause__ = self._dead
+            error = type(self.dead)(str(self.dead))
+            error.__cause__ = self.dead
             self._fail(request_id, error)
         for future in queries:
-            if not future.done():
-                future.set_exception(self._dead)
+            settle(future, self.dead)
         self._started.set()
 
     # --- what verifiers say ------------------------------------------------------------------------
 
     def _on_message(self, msg: Any) -> None:
         match msg:
-            case Committed():
-                pending = self._pending.get(msg.request_id)
-                if isinstance(pending, PendingJob):
-                    pending.commit(msg.token_ids, self._detokenizer)
-            case Finished():
-                with self._lock:
-                    pending = self._pending.pop(msg.request_id, None)
-                if isinstance(pending, PendingJob):
-                    pending.finish(msg, self._detokenizer)
+            case Committed() | Scored() | Finished():
+                self._on_progress(msg)
             case Failed():
-                self._fail(msg.request_id, getattr(errors, msg.kind, RequestError)(msg.text))
-            case Scored():
-                pending = self._pending.get(msg.request_id)
-                if isinstance(pending, PendingScore):
-                    pending.resolve(msg)
+                self._fail(msg.request_id, _request_error(msg))
             case StatsReply():
                 with self._lock:
-                    future = self._queries.pop(msg.query_id, None)
+                    _, future = self._queries.pop(msg.query_id, (0, None))
                 if future is not None:
-                    future.set_result(msg)
+                    settle(future, msg)
             case EngineWelcome() if msg.protocol_version != PROTOCOL_VERSION:
                 theirs = msg.protocol_version
                 self._die(EngineDeadError(f"the verifier speaks protocol {theirs}, not {PROTOCOL_VERSION}"))
+
+    def _on_progress(self, msg: Committed | Scored | Finished) -> None:
+        """Hand on what a request got. Where that fails, in a tokenizer, say, the request fails and no other."""
+        with self._lock:
+            pending = self._pending.get(msg.request_id)
+            if isinstance(msg, Finished):
+                self._pending.pop(msg.request_id, None)
+        try:
+            match msg, pending:
+                case Committed(), PendingJob():
+                    pending.commit(msg.token_ids, self._detokenizer)
+                case Finished(), PendingJob():
+                    pending.finish(msg, self._detokenizer)
+                case Scored(), PendingScore():
+                    pending.resolve(msg)
+        except Exception as error:
+            log.exception("request %d failed in the engine's thread", msg.request_id)
+            assert pending is not None
+            self._request_cancel(msg.request_id)
+            pending.fail(RequestError(f"request {msg.request_id}: {type(error).__name__}: {error}"))
 
     def _fail(self, request_id: int, error: BaseException) -> None:
         with self._lock:
@@ -379,6 +429,28 @@ class Connection:
                 self._routes.forget(pending.job.child)
         if pending is not None:
             pending.fail(error)
+
+
+def _encoded(msg: Submit | Score) -> Frames:
+    """The frames of a request, made by who asks, so that a value that cannot travel fails this request alone.
+
+    Raises:
+        RejectedError: the message cannot be encoded, or the verifier would refuse it.
+    """
+    try:
+        frames = codec.encode(msg)
+        codec.decode(frames)
+    except Exception as error:  # an encoder raises anything
+        raise RejectedError(f"the request cannot be sent: {type(error).__name__}: {error}") from error
+    return frames
+
+
+def _request_error(msg: Failed) -> RequestError:
+    """The error that a verifier names."""
+    kind = getattr(errors, msg.kind, None)
+    if isinstance(kind, type) and issubclass(kind, RequestError):
+        return kind(msg.text)
+    return RequestError(msg.text)
 
 
 def _error_of(msg: EngineDown) -> BaseException:

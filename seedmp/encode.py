@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from seedmp.checks import check_flag, check_ids, check_text, plain, shown
 from seedmp.errors import RejectedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Prompt = str | Sequence[int]
+PROMPT = "a prompt: text, or a list of token ids"
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    """One prompt, or several, as a list."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer)):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
+    """One prompt, or several, as a list.
+
+    Raises:
+        RejectedError: it is neither text, nor token ids, nor a list of these.
+    """
+    given = plain(prompts)
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, bytes | bytearray | memoryview) or not (isinstance(given, Sequence) or _num_dims(given)):
+        raise RejectedError(f"prompts={shown(given)}: must be {PROMPT}, or a list of these")
+    if len(given) > 0 and isinstance(plain(given[0]), int | float) and _num_dims(given) in (None, 1):
+        return [given]
+    return list(given)
+
+
+def _num_dims(value: object) -> int | None:
+    """Of an array or a tensor; None for anything else."""
+    num_dims = getattr(value, "ndim", None)
+    return num_dims if isinstance(num_dims, int) else None
 
 
 class Encoder:
@@ -39,8 +54,10 @@ class Encoder:
         """Token ids of text, as a continuation unless ``special`` tokens are asked for.
 
         Raises:
-            RejectedError: there is no tokenizer.
+            RejectedError: there is no tokenizer, or this is no text.
         """
+        text = check_text("text", text, error=RejectedError)
+        special = check_flag("special", special, error=RejectedError)
         if self.tokenizer is None:
             raise RejectedError(f"the target {self.target!r} has no tokenizer: give token ids")
         if not special and self._starts_words_with_blank:
@@ -56,15 +73,38 @@ class Encoder:
         Raises:
             RejectedError: it is no prompt, or has no token.
         """
-        if isinstance(prompt, str):
-            text, ids = prompt, self.encode(prompt, special=True) if prompt else ()
-        elif isinstance(prompt, Sequence) and all(isinstance(i, int | np.integer) for i in prompt):
-            text, ids = None, tuple(int(i) for i in prompt)
+        given = plain(prompt)
+        text: str | None = None
+        if isinstance(given, str):
+            text = check_text("prompt", given, error=RejectedError)
+            ids = self.encode(text, special=True) if text else ()
+        elif isinstance(given, Sequence) or _num_dims(given):
+            ids = check_ids("prompt", given, error=RejectedError)
         else:
-            raise RejectedError(f"a prompt of type {type(prompt).__name__}: must be str or a sequence of token ids")
+            raise RejectedError(f"prompt={shown(given)}: must be {PROMPT}")
         if not ids:
             raise RejectedError("the prompt is empty: at least one token is needed")
         return text, ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """Token ids of a conversation, formatted by the model's own chat template.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}`` dictionaries.
+
+        Raises:
+            RejectedError: the model has no chat template, or it refuses the messages.
+        """
+        if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
+            raise RejectedError(f"the target {self.target!r} has no chat template: use generate() with a prompt")
+        is_list = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
+        if not is_list or not all(isinstance(message, Mapping) for message in messages):
+            raise RejectedError(f'messages={shown(messages)}: must be a list of {{"role": ..., "content": ...}}')
+        try:
+            ids = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+        except Exception as error:  # a template is a program of the model's, and raises anything
+            raise RejectedError(f"messages={shown(messages)}: the chat template refuses them: {error}") from error
+        return check_ids("chat", ids, error=RejectedError)
 
     @cached_property
     def _starts_words_with_blank(self) -> bool:

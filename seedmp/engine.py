@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from seedmp import metrics, observers
 from seedmp.branch import Branch
+from seedmp.checks import check_all, check_flag, check_ids, check_path, check_timeout, check_whole, check_wholes, shown
 from seedmp.config import EngineConfig, Placement, resolve_placement
 from seedmp.connection import Connection
 from seedmp.detokenize import Detokenizer
@@ -75,11 +77,13 @@ class Engine:
         launcher: Launcher | None = None,
         **settings: Any,
     ) -> None:
+        target = None if target is None else check_path("target", target)
+        draft = None if draft is None else check_path("draft", draft)
         if plan is not None:
-            models = [None if name is None else os.fspath(name) for name in (target, draft)]
-            target, draft, settings = read_plan(plan).settings_for(models[0], models[1], settings)
-        target_path = str(pair.TARGET) if target is None else os.fspath(target)
-        draft_path = _default_draft(target, settings.get("method")) if draft is None else os.fspath(draft)
+            plan = plan if isinstance(plan, Plan) else check_path("plan", plan)
+            target, draft, settings = read_plan(plan).settings_for(target, draft, settings)
+        target_path = str(pair.TARGET) if target is None else target
+        draft_path = _default_draft(target, settings.get("method")) if draft is None else draft
         unknown = set(settings) - set(EngineConfig.__dataclass_fields__)
         if unknown:
             known = ", ".join(sorted(set(EngineConfig.__dataclass_fields__) - {"target", "draft"}))
@@ -103,7 +107,7 @@ class Engine:
 
     def _disown(self) -> None:
         """This process was forked from the one that opened the engine: here it is closed. Nothing is sent or ended."""
-        self._io = _NotHere(self._pid)  # type: ignore[assignment]  # the connection's thread is not here
+        self._io = cast(Connection, _NotHere(self._pid))  # the connection's thread is not here
 
     def _start(self, launcher: Launcher, draft_kind: DraftKind, runtime: RuntimeFolder) -> None:
         """Start the processes, load the tokenizer meanwhile, then wait until all groups serve."""
@@ -154,20 +158,34 @@ class Engine:
             RequestTimeoutError: not all finished in time; the rest was cancelled.
             RequestError: a request failed; the others were cancelled.
         """
-        params = params or SamplingParams()
+        params = SamplingParams.of(params)
+        timeout = check_timeout(timeout, error=RejectedError)
         deadline = None if timeout is None else time.monotonic() + timeout
-        drawn = params if params.best_of is None else replace(params, n=params.best_of, best_of=None)
-        handles = [
-            handle
-            for prompt in as_list(prompts)
-            for handle in self.submit_all(prompt, drawn, priority=priority, user=user)
-        ]
-        outputs = self.wait_for(handles, timeout)
+        outputs = self.wait_for(self.submit_each(prompts, params, priority=priority, user=user), timeout)
         if params.best_of is None:
             return outputs
         groups = [outputs[i : i + params.best_of] for i in range(0, len(outputs), params.best_of)]
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         return [out for group in groups for out in self.likeliest(group, params.n, left)]
+
+    def submit_each(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams, *, priority: int = 0, user: str = ""
+    ) -> list[RequestHandle]:
+        """Start all continuations that ``generate`` draws; when a prompt is refused, none goes on.
+
+        Raises:
+            RejectedError: a prompt or a parameter cannot be served.
+        """
+        drawn = params if params.best_of is None else replace(params, n=params.best_of, best_of=None)
+        handles: list[RequestHandle] = []
+        try:
+            for prompt in as_list(prompts):
+                handles += self.submit_all(prompt, drawn, priority=priority, user=user)
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
 
     def wait_for(self, handles: Sequence[RequestHandle], timeout: float | None) -> list[RequestOutput]:
         """Outputs of requests, in order; when one fails or the time is over, the others are cancelled.
@@ -175,6 +193,8 @@ class Engine:
         Raises:
             RequestTimeoutError, RequestError: as ``generate``.
         """
+        handles = check_all("handles", handles, RequestHandle, error=RejectedError)
+        timeout = check_timeout(timeout, error=RejectedError)
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             return [h.result(None if deadline is None else max(0.0, deadline - time.monotonic())) for h in handles]
@@ -187,7 +207,15 @@ class Engine:
         """The ``n`` outputs of one prompt with the highest mean log-probability a token, best first.
 
         Equal ones stay in the order given. All are scored in one packed forward; ``logprob`` is set.
+
+        Raises:
+            RejectedError: no outputs, or they cannot be scored.
+            RequestTimeoutError: not scored in time.
         """
+        outputs = check_all("outputs", outputs, RequestOutput, error=RejectedError)
+        n = check_whole("n", n, 1, error=RejectedError)
+        if not outputs:
+            raise RejectedError("outputs=[]: at least one is needed")
         rows = self.score_ids(outputs[0].prompt_token_ids, [out.token_ids for out in outputs], timeout=timeout)
         scored = [replace(out, logprob=float(row.sum())) for out, row in zip(outputs, rows, strict=True)]
         means = [float(row.mean()) for row in rows]
@@ -202,7 +230,7 @@ class Engine:
         Raises:
             RejectedError: the prompt or the parameters cannot be served.
         """
-        params = params or SamplingParams()
+        params = SamplingParams.of(params)
         if params.n != 1 or params.best_of is not None:
             raise RejectedError(
                 f"n={params.n}, best_of={params.best_of}: submit() starts one continuation; use generate()"
@@ -227,7 +255,7 @@ class Engine:
             branch: id of the open branch that the prompt is, if it is one.
             children: ids of the branches that the continuations become, if they do.
         """
-        params = params or SamplingParams()
+        params = SamplingParams.of(params)
         if params.best_of is not None:
             raise RejectedError(f"best_of={params.best_of}: outputs are compared by generate()")
         if params.stop and self.tokenizer is None:
@@ -240,6 +268,10 @@ class Engine:
         if params.seed is None:
             params = replace(params, seed=secrets.randbelow(MAX_SEED))
         one = replace(params, n=1)
+        first_stream = check_whole("first_stream", first_stream, 0, error=RejectedError)
+        children = check_wholes("children", children, 1, error=RejectedError)
+        if children and len(children) != params.n:
+            raise RejectedError(f"children={shown(children)}: must be as many as n={params.n}, or none")
         jobs = [
             Job(
                 text, prompt_ids, one, first_stream + index, index, branch, children[index] if children else 0,
@@ -247,7 +279,15 @@ class Engine:
             )
             for index in range(params.n)
         ]  # fmt: skip
-        return [self._io.submit(job) for job in jobs]
+        handles: list[RequestHandle] = []
+        try:
+            for job in jobs:
+                handles.append(self._io.submit(job))
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, user: str = ""
@@ -261,7 +301,7 @@ class Engine:
 
     def chat(
         self,
-        messages: Sequence[dict[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
@@ -274,12 +314,9 @@ class Engine:
             messages: ``{"role": ..., "content": ...}`` dictionaries.
 
         Raises:
-            RejectedError: the model has no chat template.
+            RejectedError: the model has no chat template, or it refuses the messages.
         """
-        if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
-            raise RejectedError(f"the target {self.config.target!r} has no chat template: use generate() with a prompt")
-        ids = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-        return self.generate([tuple(ids)], params, timeout=timeout, priority=priority, user=user)[0]
+        return self.generate([self.encode_chat(messages)], params, timeout=timeout, priority=priority, user=user)[0]
 
     def open(self, prompt: Prompt) -> Branch:
         """A branch: a committed token path that can be continued, forked and scored; its KV stays.
@@ -292,11 +329,12 @@ class Engine:
 
     def new_branch_id(self, parent: int = 0) -> int:
         """A number for a branch; unique in this engine, never 0. ``parent`` is the open branch that it goes on from."""
-        return self._io.new_branch_id(parent)
+        return self._io.new_branch_id(check_whole("parent", parent, 0, error=RejectedError))
 
     def drop_branch(self, branch_id: int, *, free: bool = False) -> None:
         """A branch will not be continued; ``free`` gives its KV back at once. Safe at any time, in any thread."""
-        self._io.drop_branch(branch_id, free=free)
+        branch_id = check_whole("branch_id", branch_id, 0, error=RejectedError)
+        self._io.drop_branch(branch_id, free=check_flag("free", free, error=RejectedError))
 
     def score_ids(
         self,
@@ -318,6 +356,7 @@ class Engine:
             RejectedError: a text without tokens, or too much for the arena.
             RequestTimeoutError: not scored in time.
         """
+        timeout = check_timeout(timeout, error=RejectedError)
         future = self.submit_score(prompt_ids, continuations, branch=branch)
         try:
             return future.result(timeout)
@@ -325,27 +364,42 @@ class Engine:
             if future.done():
                 raise
             raise RequestTimeoutError(f"not scored within {timeout} s") from None
+        finally:
+            future.cancel()  # and with it the request, unless it is done
 
     def submit_score(
         self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]], *, branch: int = 0
     ) -> Future[list[np.ndarray]]:
-        """Start ``score_ids`` and return at once."""
-        lengths = [len(ids) for ids in continuations]
+        """Start ``score_ids`` and return at once; cancelling the future cancels the request.
+
+        Raises:
+            RejectedError: what is given are no token ids, or a text has none.
+        """
+        branch = check_whole("branch", branch, 0, error=RejectedError)
+        context = check_ids("prompt_ids", prompt_ids, error=RejectedError)
+        if not isinstance(continuations, Sequence | np.ndarray) or isinstance(continuations, str | bytes):
+            raise RejectedError(f"continuations={shown(continuations)}: must be a list of lists of token ids")
+        texts = [check_ids("continuation", ids, error=RejectedError) for ids in continuations]
+        lengths = tuple(map(len, texts))
         if not lengths or 0 in lengths:
             raise RejectedError("every text to score needs at least one token")
-        flat = tuple(int(i) for ids in continuations for i in ids)
-        return self._io.score(tuple(int(i) for i in prompt_ids), flat, tuple(lengths), branch)
+        return self._io.score(context, tuple(itertools.chain(*texts)), lengths, branch)
 
     def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """Token ids of text, as a continuation unless ``special`` tokens are asked for."""
         return self._encoder.encode(text, special=special)
 
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """Token ids of a conversation, formatted by the model's own chat template; its errors are RejectedError."""
+        return self._encoder.encode_chat(messages)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out; empty without a tokenizer."""
-        return self._detokenizer.decode(token_ids)
+        return self._detokenizer.decode(check_ids("token_ids", token_ids, error=RejectedError))
 
     def tokens_of_text(self, output: RequestOutput) -> tuple[int, ...]:
         """The tokens of an output's text: without EOS and without what belongs to the stop string."""
+        (output,) = check_all("output", [output], RequestOutput, error=RejectedError)
         if self.tokenizer is None:
             return output.token_ids
         ids, text = output.token_ids, output.text
@@ -377,7 +431,7 @@ class Engine:
 
         The first call begins the recording. ``stats()["spans_lost"]`` counts what was overwritten before it was read.
         """
-        return self._span_log.spans(reset=reset)
+        return self._span_log.spans(reset=check_flag("reset", reset, error=RejectedError))
 
     def worker_pids(self) -> dict[str, int]:
         """Process ids of the workers that are ready, by name, and of the supervisor."""
@@ -393,7 +447,7 @@ class Engine:
         """
         from seedmp.profiling.profile import Profile
 
-        return Profile(self, folder)
+        return Profile(self, check_path("folder", folder))
 
     # --- ending ---------------------------------------------------------------------------------
 
@@ -438,11 +492,11 @@ def _disown_all() -> None:
 os.register_at_fork(after_in_child=_disown_all)
 
 
-def _default_draft(target: str | os.PathLike[str] | None, method: object) -> str:
+def _default_draft(target: str | None, method: object) -> str:
     """What drafts where no draft is named.
 
     Raises:
         ConfigError: the method needs one and only the user knows it, or the bundled one is not there.
     """
     kind = DRAFT_KINDS.load(method_class("mcsd" if method is None else method).draft_kind)
-    return kind.default_for(None if target is None else os.fspath(target))
+    return kind.default_for(target)

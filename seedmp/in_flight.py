@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from seedmp.checks import check_whole
+from seedmp.checks import check_text, check_whole
 from seedmp.detokenize import Detokenizer, TextStream
 from seedmp.errors import RejectedError
 from seedmp.ipc.messages import Finished, Score, Scored, Submit
-from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk
+from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk, settle
 from seedmp.sampling import SamplingParams
 
 MAX_PRIORITY = 1000
@@ -33,7 +34,7 @@ class Job:
         user: who asks, at most 256 characters; for policies that share between users.
 
     Raises:
-        RejectedError: priority or user is not allowed.
+        RejectedError: a value is of another type or out of range.
     """
 
     prompt: str | None
@@ -47,9 +48,13 @@ class Job:
     user: str = ""
 
     def __post_init__(self) -> None:
-        check_whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY, error=RejectedError)
-        if not isinstance(self.user, str) or len(self.user) > MAX_USER_LEN:
-            raise RejectedError(f"user={str(self.user)[:300]!r}: must be text of at most {MAX_USER_LEN} characters")
+        whole = partial(check_whole, error=RejectedError)
+        ids = ("stream", "index", "branch", "child")
+        checked: dict[str, object] = {name: whole(name, getattr(self, name), 0) for name in ids}
+        checked["priority"] = whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        checked["user"] = check_text("user", self.user, max_len=MAX_USER_LEN, error=RejectedError)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass
@@ -61,6 +66,7 @@ class PendingJob:
         group: that serves it.
         token_ids: committed so far.
         text: what was streamed of them, once somebody follows.
+        is_cancelled: its owner gave up; a new verifier does not get it.
     """
 
     job: Job
@@ -69,6 +75,7 @@ class PendingJob:
     group: int
     token_ids: list[int] = field(default_factory=list)
     text: TextStream | None = None
+    is_cancelled: bool = False
 
     def message(self) -> Submit:
         """For a verifier: goes on from the committed tokens."""
@@ -110,11 +117,12 @@ class PendingJob:
 
 @dataclass
 class PendingScore:
-    """Texts that are being scored."""
+    """Texts that are being scored; a cancelled future cancels the request."""
 
     future: Future[list[np.ndarray]]
     request: Score
     group: int
+    is_cancelled: bool = False
 
     def message(self) -> Score:
         """For a verifier."""
@@ -122,13 +130,11 @@ class PendingScore:
 
     def resolve(self, msg: Scored) -> None:
         """One array a text, unless the owner gave up."""
-        if not self.future.done():
-            self.future.set_result(np.split(np.array(msg.logprobs), np.cumsum(self.request.lengths)[:-1]))
+        settle(self.future, np.split(np.array(msg.logprobs), np.cumsum(self.request.lengths)[:-1]))
 
     def fail(self, error: BaseException) -> None:
         """Whoever waits gets the error."""
-        if not self.future.done():
-            self.future.set_exception(error)
+        settle(self.future, error)
 
 
 Pending = PendingJob | PendingScore

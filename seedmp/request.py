@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from typing import TypeVar
 
 from seedmp import metrics
-from seedmp.errors import RequestTimeoutError
+from seedmp.checks import check_timeout, shown
+from seedmp.errors import CancelledError, RejectedError, RequestTimeoutError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,21 +102,26 @@ class StreamChunk:
     token_ids: tuple[int, ...]
 
 
+Listener = Callable[[StreamChunk | None], object]
+
+
 class RequestHandle:
     """A running request: a future, and a stream of chunks.
 
-    Thread-safe. The engine fills it from its own thread.
+    Thread-safe. The engine fills it from its own thread. Cancelling the future cancels the request.
     """
 
     def __init__(self, request_id: int, cancel: Callable[[int], None]) -> None:
         self.request_id = request_id
         self._cancel = cancel
         self.future: Future[RequestOutput] = Future()
+        self.future.add_done_callback(self._on_done)
         self._chunks: queue.SimpleQueue[StreamChunk | None] = queue.SimpleQueue()
-        self._listeners: list[Callable[[StreamChunk | None], object]] = []
+        self._listeners: list[Listener] = []
         self._history: list[StreamChunk] = []
         self.is_followed = False  # somebody wants text before the end
-        self._lock = threading.Lock()
+        self._has_ended = False
+        self._lock = threading.RLock()  # a listener may come back
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Wait for the output.
@@ -118,12 +130,16 @@ class RequestHandle:
             timeout: seconds; the request is cancelled when they are over.
 
         Raises:
+            RejectedError: the timeout is none.
             RequestTimeoutError: not finished in time.
             RequestError: the request failed or was cancelled.
             EngineDeadError, EngineClosedError: the engine ended first.
         """
+        limit = check_timeout(timeout, error=RejectedError)
         try:
-            return self.future.result(timeout)
+            return self.future.result(limit)
+        except FutureCancelledError:
+            raise CancelledError(f"request {self.request_id} was cancelled") from None
         except FutureTimeoutError:
             if self.future.done():
                 raise
@@ -143,35 +159,66 @@ class RequestHandle:
         self.is_followed = True
         while (chunk := self._chunks.get()) is not None:
             yield chunk
-        self.future.result()
+        self.result()
 
-    def listen(self, listener: Callable[[StreamChunk | None], object]) -> None:
-        """Call ``listener`` with each chunk, those so far at once, then None; later from the engine's thread."""
+    def listen(self, listener: Listener) -> None:
+        """Call ``listener`` with each chunk, those so far at once, then None; later from the engine's thread.
+
+        A listener that raises there is not called again; its error is logged.
+
+        Raises:
+            RejectedError: the listener cannot be called.
+        """
+        if not callable(listener):
+            raise RejectedError(f"listener={shown(listener)}: must be a function of one chunk")
         with self._lock:
             self.is_followed = True
             for chunk in self._history:
                 listener(chunk)
-            self._listeners.append(listener)
-            if self.future.done():
+            if self._has_ended:
                 listener(None)
+            else:
+                self._listeners.append(listener)
 
     def push(self, chunk: StreamChunk) -> None:
         """A chunk was committed (engine's thread)."""
         with self._lock:
             self._history.append(chunk)
             self._chunks.put(chunk)
-            for listener in self._listeners:
-                listener(chunk)
+            self._tell(chunk)
 
     def finish(self, outcome: RequestOutput | BaseException) -> None:
         """The request ended (engine's thread); later calls have no effect."""
         with self._lock:
-            if self.future.done():
+            if self._has_ended:
                 return
-            if isinstance(outcome, BaseException):
-                self.future.set_exception(outcome)
-            else:
-                self.future.set_result(outcome)
+            self._has_ended = True
+            settle(self.future, outcome)
             self._chunks.put(None)
-            for listener in self._listeners:
-                listener(None)
+            self._tell(None)
+
+    def _tell(self, chunk: StreamChunk | None) -> None:
+        """Call every listener; one that raises is dropped, for the thread serves other requests, too."""
+        for listener in tuple(self._listeners):
+            try:
+                listener(chunk)
+            except BaseException:  # even SystemExit: it would end the engine's thread
+                log.exception("a listener of request %d failed and is not called again", self.request_id)
+                self._listeners.remove(listener)
+
+    def _on_done(self, future: Future[RequestOutput]) -> None:
+        if future.cancelled():
+            self.cancel()
+
+
+def settle(future: Future[T], outcome: T | BaseException) -> None:
+    """Give a future its outcome, unless its owner gave up; nothing that its callbacks raise gets out."""
+    try:
+        if future.done() or not future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except BaseException:  # of a callback
+        log.exception("a callback of a future failed")

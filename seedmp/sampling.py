@@ -6,45 +6,69 @@ Dimension letters: R rows, V vocabulary.
 from __future__ import annotations
 
 import enum
-import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seedmp.checks import (
+    MAX_WHOLE,
+    check_flag,
+    check_ids,
+    check_number,
+    check_text,
+    check_texts,
+    check_whole,
+    plain,
+    shown,
+)
 from seedmp.errors import RejectedError
 
 if TYPE_CHECKING:
     import torch
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = MAX_WHOLE
+MAX_CONTINUATIONS = 4096  # of one prompt
+GREEDY_BELOW = 1e-5  # temperatures below are 0: float32 cannot divide logits by them
+MAX_TEMPERATURE = 1e30  # temperatures above are this: every token is equally likely long before
+
+
+def usable_temperature(temperature: float) -> float:
+    """The temperature that float32 can compute with: 0 for what is below 1e-5, at most 1e30."""
+    return 0.0 if temperature < GREEDY_BELOW else min(float(temperature), MAX_TEMPERATURE)
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How one request samples.
 
+    Numbers, flags, texts and lists may be numpy's or torch's; they become Python's. A bool is no number, and a number
+    is no flag.
+
     Args:
-        temperature: of the target. 0 is greedy decoding.
-        draft_temperature: of the draft. None means the target's. 0 proposes the draft's likeliest tokens, without
-            chance.
-        top_p: probability that is kept of the target's law, in (0, 1].
-        top_k: number of tokens that are kept of the target's law. 0 keeps all.
+        temperature: of the target. 0 is greedy decoding, and so is everything below 1e-5, which becomes 0.
+            What is above 1e30 becomes 1e30.
+        draft_temperature: of the draft, with the same limits. None means the target's. 0 proposes the draft's
+            likeliest tokens, without chance.
+        top_p: probability that is kept of the target's law, in (0, 1]. The likeliest token is always kept.
+        top_k: number of tokens that are kept of the target's law; those that are as likely as the last one are kept,
+            too. 0 keeps all, 1 is greedy.
         max_tokens: the most new tokens. A text never has more, although several are verified at once.
-        stop: strings that end the text. They are not part of it.
-        stop_token_ids: token ids that end the text, besides the model's EOS ids.
+        stop: strings that end the text. They are not part of it. One string is a list of one; None is none.
+        stop_token_ids: token ids that end the text, besides the model's EOS ids. None is none.
         ignore_eos: whether the text goes on after EOS (for benchmarks).
         seed: the text is a function of models, prompt, parameters and seed. None draws a fresh seed, which the
             output names.
-        n: number of continuations of the prompt.
+        n: number of continuations of the prompt, at most 4096.
         best_of: number of continuations that are drawn. Returned are the ``n`` with the highest mean log-probability
             per token. None draws ``n``.
         regex: regular expression that the whole text must match. None leaves the text free.
-        choices: the text must be one of these. Empty leaves the text free. Give at most one of ``regex`` and
+        choices: the text must be one of these. Empty or None leaves the text free. Give at most one of ``regex`` and
             ``choices``.
 
     Raises:
-        RejectedError: a value is out of range; the message names it.
+        RejectedError: a value is of another type or out of range; the message names it and what is allowed.
     """
 
     temperature: float = 1.0
@@ -62,40 +86,54 @@ class SamplingParams:
     best_of: int | None = None
 
     def __post_init__(self) -> None:
-        stop = self.stop
-        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        choices = self.choices
-        object.__setattr__(self, "choices", (choices,) if isinstance(choices, str) else tuple(choices))
-        temperatures = {"temperature": self.temperature}
-        if self.draft_temperature is not None:
-            temperatures["draft_temperature"] = self.draft_temperature
-        for name, value in temperatures.items():
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise RejectedError(f"{name}={value!r}: must be a finite number >= 0")
-        if not (isinstance(self.top_p, int | float) and 0 < self.top_p <= 1):
-            raise RejectedError(f"top_p={self.top_p!r}: must be in (0, 1]")
-        for name, low in {"top_k": 0, "max_tokens": 1, "n": 1}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise RejectedError(f"{name}={value!r}: must be a whole number >= {low}")
-        if self.best_of is not None and not (isinstance(self.best_of, int) and self.best_of >= self.n):
-            raise RejectedError(f"best_of={self.best_of!r}: must be a whole number >= n={self.n}, or None")
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed <= MAX_SEED):
-            raise RejectedError(f"seed={self.seed!r}: must be a whole number from 0 to {MAX_SEED}")
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise RejectedError(f"stop={self.stop!r}: every stop string must be a non-empty str")
-        self._check_constraint()
-
-    def _check_constraint(self) -> None:
-        if self.regex is not None and not (isinstance(self.regex, str) and self.regex):
-            raise RejectedError(f"regex={self.regex!r}: must be a non-empty str")
-        if any(not isinstance(text, str) or not text for text in self.choices):
-            raise RejectedError(f"choices={self.choices!r}: every choice must be a non-empty str")
+        for name, value in self._checked().items():
+            object.__setattr__(self, name, value)
         if self.regex is not None and self.choices:
-            raise RejectedError(f"regex={self.regex!r} and choices={self.choices!r}: give at most one of the two")
+            raise RejectedError(
+                f"regex={shown(self.regex)} and choices={shown(self.choices)}: give at most one of the two"
+            )
         if self.is_constrained and self.ignore_eos:
             raise RejectedError("ignore_eos=True: a text with a regex or choices ends when it is complete")
+
+    def _checked(self) -> dict[str, Any]:
+        """Every field as Python and the wire know it; a field that is not here reaches no other process."""
+        number = partial(check_number, error=RejectedError)
+        whole = partial(check_whole, error=RejectedError)
+        n = whole("n", self.n, 1, MAX_CONTINUATIONS)
+        if (draft_temperature := self.draft_temperature) is not None:
+            draft_temperature = usable_temperature(number("draft_temperature", draft_temperature, 0))
+        if (best_of := self.best_of) is not None:
+            best_of = whole("best_of", best_of, 1, MAX_CONTINUATIONS)
+            if best_of < n:
+                raise RejectedError(f"best_of={best_of}: must be a whole number >= n={n}, or None")
+        return {
+            "temperature": usable_temperature(number("temperature", self.temperature, 0)),
+            "draft_temperature": draft_temperature,
+            "top_p": float(number("top_p", self.top_p, 0, 1, above=True)),
+            "top_k": whole("top_k", self.top_k, 0),
+            "max_tokens": whole("max_tokens", self.max_tokens, 1),
+            "stop": _texts("stop", self.stop, "stop string"),
+            "stop_token_ids": check_ids("stop_token_ids", _none_is_empty(self.stop_token_ids), error=RejectedError),
+            "ignore_eos": check_flag("ignore_eos", self.ignore_eos, error=RejectedError),
+            "seed": None if self.seed is None else whole("seed", self.seed, 0, MAX_SEED),
+            "n": n,
+            "regex": None if self.regex is None else check_text("regex", self.regex, empty=False, error=RejectedError),
+            "choices": _texts("choices", self.choices, "choice"),
+            "best_of": best_of,
+        }
+
+    @classmethod
+    def of(cls, params: object) -> SamplingParams:
+        """``params``, or the defaults for None.
+
+        Raises:
+            RejectedError: it is something else.
+        """
+        if params is None:
+            return cls()
+        if not isinstance(params, SamplingParams):
+            raise RejectedError(f"params={shown(params)}: must be SamplingParams, or None for the defaults")
+        return params
 
     @property
     def is_constrained(self) -> bool:
@@ -106,6 +144,17 @@ class SamplingParams:
     def effective_draft_temperature(self) -> float:
         """The temperature that drafts use."""
         return self.temperature if self.draft_temperature is None else self.draft_temperature
+
+
+def _none_is_empty(value: Any) -> Any:
+    return () if value is None else value
+
+
+def _texts(name: str, value: Any, what: str) -> tuple[str, ...]:
+    """One text or several."""
+    one = plain(value)
+    texts = (one,) if isinstance(one, str) else _none_is_empty(value)
+    return check_texts(name, texts, empty=False, what=what, error=RejectedError)
 
 
 class Purpose(enum.IntEnum):
@@ -149,7 +198,10 @@ class TargetLaw:
     """What temperature, top-k and top-p make of the target's logits; the law that is reproduced.
 
     ``vocab_size`` is the number of real tokens: columns beyond it (padded vocabularies)
-    never get any probability.
+    never get any probability. The temperature has the limits of ``SamplingParams``.
+
+    Attributes:
+        greedy: the likeliest token has all the probability; of equals the first.
     """
 
     temperature: float = 1.0
@@ -159,7 +211,8 @@ class TargetLaw:
     greedy: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "greedy", self.temperature == 0)
+        object.__setattr__(self, "temperature", usable_temperature(self.temperature))
+        object.__setattr__(self, "greedy", self.temperature == 0 or self.top_k == 1)
 
     def probs(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities of rows of logits.
@@ -181,8 +234,11 @@ class TargetLaw:
             logits = logits.masked_fill(logits < kth, -torch.inf)
         probs = logits.softmax(-1)
         if self.top_p < 1:
-            sorted_probs, order = probs.sort(dim=-1, descending=True, stable=True)
+            # By logits: they may differ where probabilities are equal.
+            order = logits.sort(dim=-1, descending=True, stable=True).indices
+            sorted_probs = probs.gather(-1, order)
             keep = sorted_probs.cumsum(-1) - sorted_probs < self.top_p
+            keep[:, 0] = True  # a top_p below what float32 can hold is 0
             probs = torch.zeros_like(probs).scatter_(-1, order, sorted_probs * keep)
             probs = probs / probs.sum(-1, keepdim=True)
         return probs

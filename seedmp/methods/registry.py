@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from seedmp.checks import plain, plain_parts
 from seedmp.errors import ConfigError
 from seedmp.methods.base import Method
 from seedmp.registry import Registry
@@ -37,7 +38,7 @@ def make_method(method: object, settings: Mapping[str, Any]) -> Method:
     Raises:
         ConfigError: no such method, a setting that it does not use, or a wrong value.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: plain_parts(value) for name, value in settings.items() if value is not None}
     cls = method_class(method)
     known = names_of(cls)
     if "k_config" not in known:
@@ -47,7 +48,10 @@ def make_method(method: object, settings: Mapping[str, Any]) -> Method:
             users = [other for other in METHODS.names() if name in names_of(METHODS.load(other))]
             only = f"only by {', '.join(users)}" if users else f"it has {', '.join(sorted(known)) or 'no settings'}"
             raise ConfigError(f"{name} is not used by method={cls.name}: {only}")
-    return replace(method, **given) if isinstance(method, Method) else cls(**given)
+    if not isinstance(method, Method):
+        return cls(**given)
+    own = {f.name: plain(getattr(method, f.name)) for f in fields(method) if f.init}  # workers get it as JSON
+    return replace(method, **{**own, **given})
 
 
 def names_of(cls: type[Method]) -> set[str]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from seedmp.engine import Engine
-from seedmp.errors import RejectedError
 from seedmp.request import RequestHandle, RequestOutput
 from seedmp.sampling import MAX_SEED, SamplingParams
 from seedmp.search.task import Ask, Chat, Prompt
@@ -49,12 +48,8 @@ class Asker:
         return self.engine.encode(prompt, special=True)
 
     def _encode_chat(self, prompt: Chat) -> tuple[int, ...]:
-        tokenizer = self.engine.tokenizer
-        if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-            raise RejectedError(f"the target {self.engine.config.target!r} has no chat template")
-        messages = [{"role": role, "content": content} for role, content in prompt.messages]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        return tuple(ids) + (self.engine.encode(prompt.answer_prefix) if prompt.answer_prefix else ())
+        ids = self.engine.encode_chat([{"role": role, "content": content} for role, content in prompt.messages])
+        return ids + (self.engine.encode(prompt.answer_prefix) if prompt.answer_prefix else ())
 
     def remember(self, thought_id: str, prompt: Prompt, output: RequestOutput) -> None:
         """Keep the tokens of a thought, because prompts of its descendants may continue its text."""

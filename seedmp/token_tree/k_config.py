@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 
+from seedmp.checks import shown
 from seedmp.errors import ConfigError
 
 MAX_TREE_NODES = 512
@@ -33,11 +34,11 @@ def parse_k_config(value: object) -> tuple[int, ...]:
             raise TypeError
         k_config = tuple(map(operator.index, items))
     except (TypeError, ValueError):
-        raise ConfigError(f"k_config={value!r}: {_ALLOWED}") from None
+        raise ConfigError(f"k_config={shown(value)}: {_ALLOWED}") from None
     if not k_config or min(k_config) < 1:
-        raise ConfigError(f"k_config={value!r}: {_ALLOWED}")
+        raise ConfigError(f"k_config={shown(value)}: {_ALLOWED}")
     if len(k_config) > MAX_TREE_NODES or num_nodes(k_config) > MAX_TREE_NODES:
-        raise ConfigError(f"k_config={value!r}: the tree has too many nodes; {_ALLOWED}")
+        raise ConfigError(f"k_config={shown(value)}: the tree has too many nodes; {_ALLOWED}")
     return k_config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ ENV = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": ""}
 DOCTOR = ["doctor"]  # it loads torch
 
 
-def seedmp(words: list[str | bytes], redirect: str = "", **settings: object) -> subprocess.CompletedProcess[bytes]:
+def seedmp(words: Sequence[str | bytes], redirect: str = "", **settings: object) -> subprocess.CompletedProcess[bytes]:
     """Run the command; ``redirect`` is for the shell."""
     command = ["bash", "-c", f'exec "$@" {redirect}', "-", sys.executable, "-m", "seedmp", *words]
     return subprocess.run(command, env=ENV, stderr=subprocess.PIPE, timeout=60, **settings)  # type: ignore[call-overload,no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from seedmp.errors import (
     EngineClosedError,
     EngineDeadError,
     RejectedError,
+    RequestError,
+    RequestTimeoutError,
     WorkerStartError,
 )
 from seedmp.in_flight import Job
@@ -241,22 +244,143 @@ def test_a_lost_group_goes_on_from_the_committed_tokens(make_house: Callable[...
     assert house.connection.num_lost == 1
 
 
-def test_other_orders_wait_while_a_group_is_away(make_house: Callable[..., House]) -> None:
+def test_stats_wait_while_a_group_is_away(make_house: Callable[..., House]) -> None:
+    """Those that the dead verifier was asked for, too."""
+    house = make_house()
+    (verifier,) = house.start()
+    with ThreadPoolExecutor(2) as pool:
+        before = pool.submit(house.connection.query)
+        verifier.next(StatsQuery)
+        house.lose(0)
+        meanwhile = pool.submit(house.connection.query)
+        again = house.serve(0, epoch=1)
+        again.next(EngineHello)
+        for _ in range(2):
+            query = again.next(StatsQuery)
+            again.send(StatsReply(query.query_id, (), ()))
+        assert [len(asked.result(DEADLINE_S)) for asked in (before, meanwhile)] == [1, 1]
+
+
+def test_stats_that_nobody_answers_do_not_say_that_the_engine_is_dead(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seedmp.connection.STATS_S", 0.01)
+    house = make_house()
+    house.start()
+    with pytest.raises(RequestTimeoutError, match="did not answer"):
+        house.connection.query()
+    assert house.connection.dead is None
+
+
+def test_a_cancelled_request_ends_at_once_while_its_group_is_away(make_house: Callable[..., House]) -> None:
     house = make_house()
     (verifier,) = house.start()
     handle = house.connection.submit(job())
     verifier.next(Submit)
     house.lose(0)
     handle.cancel()
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(house.connection.query)
-        again = house.serve(0, epoch=1)
-        again.next(EngineHello)
-        again.next(Submit)
-        assert again.next(Cancel).request_id == handle.request_id
-        query = again.next(StatsQuery)
-        again.send(StatsReply(query.query_id, (), ()))
-        assert len(asked.result(DEADLINE_S)) == 1
+    with pytest.raises(CancelledError):
+        handle.result(DEADLINE_S)
+    again = house.serve(0, epoch=1)
+    again.next(EngineHello)
+    house.connection.submit(job(9))
+    assert again.next(Submit).prompt_ids == (9,), "what was cancelled is not sent again"
+
+
+def test_an_order_to_cancel_that_died_with_the_verifier(make_house: Callable[..., House]) -> None:
+    house = make_house()
+    (verifier,) = house.start()
+    handle = house.connection.submit(job())
+    future = house.connection.score((1,), (2,), (1,), 0)
+    verifier.next(Submit)
+    verifier.next(Score)
+    handle.cancel()
+    assert future.cancel()
+    assert {verifier.next(Cancel).request_id for _ in range(2)} == {1, 2}
+    house.lose(0)
+    again = house.serve(0, epoch=1)
+    with pytest.raises(CancelledError):
+        handle.result(DEADLINE_S)
+    again.next(EngineHello)
+    house.connection.submit(job(9))
+    assert again.next(Submit).prompt_ids == (9,)
+
+
+@pytest.mark.parametrize("value", [float, object(), "\ud800", 2**70])
+def test_what_cannot_be_sent_fails_its_own_request(make_house: Callable[..., House], value: object) -> None:
+    """Values that no constructor saw; the encoder and the verifier's decoder see them in the caller's thread."""
+    house = make_house()
+    (verifier,) = house.start()
+    for name in ("seed", "stop_token_ids", "regex", "ignore_eos"):
+        params = replace(PARAMS)
+        object.__setattr__(params, name, value)
+        with pytest.raises(RejectedError, match="cannot be sent"):
+            house.connection.submit(Job(None, (1,), params))
+    with pytest.raises(RejectedError, match="cannot be sent"):
+        house.connection.score((1,), (value,), (1,), 0)  # type: ignore[arg-type]
+    house.connection.submit(job(9))
+    assert verifier.next(Submit).prompt_ids == (9,)
+
+
+def test_nothing_that_a_listener_or_callback_raises_reaches_the_thread(
+    make_house: Callable[..., House], caplog: pytest.LogCaptureFixture
+) -> None:
+    house = make_house()
+    (verifier,) = house.start()
+    handle = house.connection.submit(job())
+    calls: list[object] = []
+
+    def fail(what: object) -> None:
+        calls.append(what)
+        raise SystemExit(f"not this: {what}")
+
+    handle.listen(fail)
+    handle.future.add_done_callback(fail)
+    request_id = verifier.next(Submit).request_id
+    for _ in range(2):
+        verifier.send(Committed(request_id, (5,)))
+    verifier.finish(request_id)
+    assert tokens_of(handle) == (5, 5)
+    other = house.connection.submit(job())
+    verifier.finish(verifier.next(Submit).request_id)
+    assert tokens_of(other) == ()
+    assert len(calls) == 2, "the listener once, the callback once"
+    assert sum("a listener of request" in record.message for record in caplog.records) == 1
+
+
+def test_a_tokenizer_that_fails_fails_its_own_request(make_house: Callable[..., House]) -> None:
+    house = make_house(tokenizer=ByteTokenizer())
+    (verifier,) = house.start()
+    handle = house.connection.submit(job())
+    verifier.send(Committed(verifier.next(Submit).request_id, (300,)))  # no byte
+    verifier.finish(handle.request_id)
+    with pytest.raises(RequestError, match="bytes must be in"):
+        handle.result(DEADLINE_S)
+    other = house.connection.submit(job())
+    verifier.finish(verifier.next(Submit).request_id)
+    assert tokens_of(other) == ()
+
+
+def test_a_cancelled_future_cancels_its_request(make_house: Callable[..., House]) -> None:
+    house = make_house()
+    (verifier,) = house.start()
+    handle = house.connection.submit(job())
+    verifier.next(Submit)
+    assert handle.future.cancel()
+    assert verifier.next(Cancel).request_id == handle.request_id
+    verifier.finish(handle.request_id)  # too late to take it back
+    with pytest.raises(CancelledError):
+        list(handle)
+
+
+@pytest.mark.parametrize("kind", ["annotations", "ConfigError", "OutOfSlotsError", "NoSuchError"])
+def test_a_failure_of_an_unknown_kind_is_a_request_error(make_house: Callable[..., House], kind: str) -> None:
+    house = make_house()
+    (verifier,) = house.start()
+    handle = house.connection.submit(job())
+    verifier.send(Failed(verifier.next(Submit).request_id, kind, "why"))
+    with pytest.raises(RequestError, match="why"):
+        handle.result(DEADLINE_S)
 
 
 def test_a_group_that_returns_takes_no_orders_from_another(make_house: Callable[..., House]) -> None:

@@ -75,7 +75,10 @@ def test_what_was_dropped_is_forgotten() -> None:
         ({"priority": -1001}, r"priority=-1001.*from -1000 to 1000"),
         ({"priority": 0.5}, r"priority=0\.5.*whole number"),
         ({"priority": True}, r"priority=True.*whole number"),
-        ({"user": 7}, r"user='7'.*text of at most 256 characters"),
+        ({"user": 7}, r"user=7: .*text of at most 256 characters"),
+        ({"user": "\ud800"}, r"user='.ud800': character 0 is half of a surrogate pair"),
+        ({"stream": 2**63}, r"stream=9223372036854775808: must be a whole number"),
+        ({"branch": "x"}, r"branch='x': must be a whole number >= 0"),
         ({"user": 257 * "x"}, r"user='xxx.*text of at most 256 characters"),
     ],
 )

@@ -23,7 +23,8 @@ def process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(os, "pidfd_open", refuse)
     started = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    request.addfinalizer(lambda: (started.kill(), started.communicate()))
+    request.addfinalizer(started.communicate)
+    request.addfinalizer(started.kill)
     return started
 
 
