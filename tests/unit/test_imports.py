@@ -56,7 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scheduler": {"config", "draft_order", "kv", "methods", "metrics", "sampling", "token_tree"},
     # A draft kind says what its drafts run: workers.draft and workers.draft_head grow the trees.
     "drafts": {"config", "draft_order", "ipc", "models", "token_tree", "workers"},
-    "workers": {"config", "decoding", "draft_order", "drafts", "ipc", "models", "sampling", "scheduler"}
+    # detokenize: stop strings are looked for in the text that the user gets.
+    "workers": {"config", "decoding", "detokenize", "draft_order", "drafts", "ipc", "models", "sampling", "scheduler"}
     | {"token_tree", "trace"},
     "branch": {"request", "sampling"},
     # Settings by name, the bundled pair, the cores of this node, what a method's drafts are.
