@@ -35,7 +35,7 @@ from seedmp.ipc.span_ring import SpanRing, ring_path
 from seedmp.launch import Launcher, LocalLauncher, hold_standard_descriptors
 from seedmp.methods.registry import method_class
 from seedmp.models import pair
-from seedmp.models.load import ModelSpec, load_config, load_tokenizer
+from seedmp.models.load import ModelSpec, load_config, load_tokenizer, warn_of_ignored_settings
 from seedmp.plan import Plan, read_plan
 from seedmp.request import RequestHandle, RequestOutput, StreamChunk
 from seedmp.sampling import MAX_SEED, SamplingParams
@@ -120,6 +120,7 @@ class Engine:
         leftovers.callback(self._launch.stop)
         self.vocab_size = draft_kind.vocab_size()
         self.tokenizer = load_tokenizer(self.config.target)
+        warn_of_ignored_settings(ModelSpec(self.config.target))
         if isinstance(self.config.placement, Placement) or self.config.placement != "auto":
             resolve_placement(self.config)
         self._encoder = Encoder(self.tokenizer, self.config.target)
@@ -394,7 +395,7 @@ class Engine:
         return self._encoder.encode_chat(messages)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out; empty without a tokenizer."""
+        """What token ids add to a text before them, special tokens left out; empty without a tokenizer."""
         return self._detokenizer.decode(check_ids("token_ids", token_ids, error=RejectedError))
 
     def tokens_of_text(self, output: RequestOutput) -> tuple[int, ...]:

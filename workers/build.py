@@ -13,6 +13,7 @@ import torch
 
 from seedmp.config import EngineConfig, Placement, resolve_placement
 from seedmp.decoding.constraint import Constrainer, automaton_tokenizer
+from seedmp.detokenize import Detokenizer
 from seedmp.drafts.base import Drafter, DraftKind
 from seedmp.drafts.registry import make_draft_kind
 from seedmp.ipc.arena import (
@@ -143,7 +144,7 @@ class Build:
             self.vocab_size,
             frozenset(eos_token_ids(self.target_spec)),
         )
-        decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+        decode = None if tokenizer is None else Detokenizer(tokenizer).tail
         constrainer = None
         if tokenizer is not None:
             make_tokenizer = partial(automaton_tokenizer, tokenizer, sorted(limits.eos_token_ids))

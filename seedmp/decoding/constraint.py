@@ -8,6 +8,7 @@ Dimension letters: N tree nodes, V vocabulary.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer, regex_to_lark
+from tokenizers import Tokenizer, models
 
 from seedmp.errors import RejectedError, RequestError
 from seedmp.sampling import SamplingParams
@@ -70,13 +72,21 @@ def check_constraint(params: SamplingParams, tokenizer: Any) -> None:
     named = f"choices={params.choices!r}" if params.regex is None else f"regex={params.regex!r}"
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         raise RejectedError(f"{named}: the target has no {'' if tokenizer is None else 'fast '}tokenizer")
+    decoder = tokenizer.backend_tokenizer.decoder
+    plain = "null" if decoder is None else decoder.__getstate__().decode()
+    if not _has_token_bytes(plain):
+        kind = json.loads(plain)["type"] if decoder is not None else "none"
+        raise RejectedError(
+            f"{named}: the target's tokenizer does not tell the bytes of its tokens (decoder {kind}); "
+            "allowed are ByteLevel, ByteFallback and Metaspace"
+        )
     reason = why_invalid(regex_of(params))
     if reason:
         raise RejectedError(f"{named}: {reason}")
 
 
 def automaton_tokenizer(tokenizer: Any, eos_token_ids: Sequence[int]) -> LLTokenizer:
-    """The vocabulary as the automaton walks it: the bytes of each token.
+    """The vocabulary as the automaton walks it: the bytes that each token adds to a text before it.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -84,9 +94,29 @@ def automaton_tokenizer(tokenizer: Any, eos_token_ids: Sequence[int]) -> LLToken
 
     Takes 30 ms for 4,096 tokens, about a second for 128,000.
     """
-    from llguidance.hf import from_tokenizer
+    plain = json.loads(tokenizer.backend_tokenizer.to_str())
+    plain |= {"decoder": _decoder_of_bytes(plain["decoder"]), "padding": None, "truncation": None}
+    eos = list(eos_token_ids) or tokenizer.eos_token_id
+    return LLTokenizer(json.dumps(plain), eos_token=eos)
 
-    return from_tokenizer(tokenizer, eos_token=list(eos_token_ids) or None)
+
+def _decoder_of_bytes(decoder: Any) -> Any:
+    """A decoder (as in tokenizer.json) that the library knows and that gives tokens the same bytes, if there is one."""
+    if decoder is None or decoder["type"] != "Metaspace":
+        return decoder
+    blank = {"type": "Replace", "pattern": {"String": decoder["replacement"]}, "content": " "}
+    return {"type": "Sequence", "decoders": [blank, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+
+
+@lru_cache
+def _has_token_bytes(decoder: str) -> bool:
+    """Whether the library can tell the bytes of tokens that this decoder (as in tokenizer.json) reads."""
+    tiny = json.loads(Tokenizer(models.BPE({"a": 0, "b": 1}, [])).to_str())
+    try:
+        LLTokenizer(json.dumps(tiny | {"decoder": _decoder_of_bytes(json.loads(decoder))}), eos_token=1)
+    except ValueError:
+        return False
+    return True
 
 
 class Constrainer:

@@ -59,7 +59,7 @@ class ModelDraft(DraftKind):
 
     def skeleton(self, dtype: torch.dtype) -> Any:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(self.model_config(), dtype=dtype)
+            return AutoModelForCausalLM.from_config(self.model_config(), dtype=dtype, trust_remote_code=False)
 
     def drafter(self, model: Any, arenas: Mapping[str, torch.Tensor], vocab_size: int) -> Drafter:
         runner = make_runner(self.config.runner, model, arenas[KV], vocab_size)

@@ -38,6 +38,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from seedmp.errors import ConfigError
 from seedmp.models.features import published_layers
 from seedmp.models.load import ModelSpec, fetch_folder, load_config, load_model
+from seedmp.models.weights import check_finite
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # What other layouts call a tensor -> what the original EAGLE-1 layout calls it.
@@ -216,9 +217,10 @@ def load_head(
         target_model: the same, if it is loaded already.
 
     Raises:
-        ConfigError: the weights are broken, or ``d2t`` and ``t2d`` are not what they should be.
+        ConfigError: the weights are broken, NaN or Inf, or ``d2t`` and ``t2d`` are not what they should be.
     """
     tensors = _read_tensors(_folder_of(spec.path))
+    check_finite(f"draft {spec.path!r}", tensors.items())
     mapped = tensors.pop("t2d", None)
     if spec.from_target:
         model = load_model(target, dtype) if target_model is None else target_model

@@ -7,27 +7,41 @@ the network only for what is missing there. torch and transformers are imported 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seedmp.errors import ConfigError
 from seedmp.models.inflate import get_shape, inflate, inflated_config
+from seedmp.models.weights import check_all_loaded, check_finite
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ALLOWED = "a folder with a config.json, or a hub id such as org/name"
 _CONNECT_TIMEOUT_S = 3.0
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# Settings that ``generate`` of transformers applies to greedy text, and the values that change nothing besides None.
+_CHANGES_GREEDY: dict[str, Any] = {
+    "repetition_penalty": 1, "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "bad_words_ids": None, "sequence_bias": None, "suppress_tokens": None,
+    "begin_suppress_tokens": None, "forced_bos_token_id": None, "forced_eos_token_id": None, "min_length": 0,
+    "min_new_tokens": 0, "exponential_decay_length_penalty": None, "guidance_scale": 1, "watermarking_config": None,
+    "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": 0, "dola_layers": None, "constraints": None,
+    "force_words_ids": None, "stop_strings": None, "token_healing": False, "max_time": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
             return None
     elif not _hub_has_tokenizer(path):
         return None
-    return _load(path, "tokenizer", AutoTokenizer.from_pretrained)
+    return _load(path, "tokenizer", partial(AutoTokenizer.from_pretrained, trust_remote_code=False))
 
 
 def load_model(spec: ModelSpec, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
@@ -79,7 +93,7 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, device: str = "cpu") -> PreT
         device: such as ``cpu`` or ``cuda:0``. An inflated model is built there directly.
 
     Raises:
-        ConfigError: as ``load_config``; or the weights are missing or broken.
+        ConfigError: as ``load_config``; or a weight is missing, of another shape, or NaN or Inf.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -90,9 +104,13 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, device: str = "cpu") -> PreT
     attention = "sdpa" if _model_class(config)._supports_sdpa else "eager"
 
     def load(path: str, **options: Any) -> PreTrainedModel:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=load_dtype, attn_implementation=attention, **options
-        )
+        loaded: PreTrainedModel
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=load_dtype, attn_implementation=attention, trust_remote_code=False,
+            output_loading_info=True, ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
+        check_all_loaded(path, loaded, info)
+        check_finite(f"model {path!r}", loaded.named_parameters())
         return loaded
 
     # Scaled weights are rounded once, from float32.
@@ -112,14 +130,8 @@ def eos_token_ids(spec: ModelSpec) -> tuple[int, ...]:
     Raises:
         ConfigError: as ``load_config``.
     """
-    from transformers import GenerationConfig
-
-    config = _load_own_config(spec.path)
-    eos = config.get_text_config(decoder=True).eos_token_id
-    try:
-        generation = _from_hub(spec.path, GenerationConfig.from_pretrained, must_exist=False)
-    except (OSError, ValueError):
-        generation = None
+    eos = _load_own_config(spec.path).get_text_config(decoder=True).eos_token_id
+    generation = _generation_config(spec.path)
     if generation is not None and generation.eos_token_id is not None:
         eos = generation.eos_token_id
     if eos is None:
@@ -131,6 +143,28 @@ def max_positions(config: Any) -> int:
     """Positions that a model allows; very many where its configuration names no limit."""
     text_config = config.get_text_config(decoder=True)
     return int(getattr(text_config, "max_position_embeddings", None) or 1 << 20)
+
+
+def warn_of_ignored_settings(spec: ModelSpec) -> None:
+    """Say which settings of generation_config.json change the greedy text of ``generate``, but not of this library."""
+    generation = _generation_config(spec.path)
+    if generation is None:
+        return
+    found = {name: getattr(generation, name, None) for name in _CHANGES_GREEDY}
+    ignored = [
+        f"{name}={value!r}"[:80] for name, value in found.items() if value not in (None, [], _CHANGES_GREEDY[name])
+    ]
+    if ignored:
+        log.warning("model %r: ignored of its generation_config.json: %s", spec.path, ", ".join(ignored))
+
+
+def _generation_config(path: str) -> GenerationConfig | None:
+    from transformers import GenerationConfig
+
+    try:
+        return _from_hub(path, GenerationConfig.from_pretrained, must_exist=False)
+    except (OSError, ValueError):
+        return None
 
 
 def fetch_folder(path: str, names: Sequence[str]) -> Path:
@@ -203,7 +237,7 @@ def _load_own_config(path: str) -> PretrainedConfig:
 
     if _is_folder(path) and not (Path(path) / "config.json").is_file():
         raise ConfigError(f"model {path!r}: the folder has no config.json; allowed is {_ALLOWED}")
-    config = _load(path, "configuration", AutoConfig.from_pretrained)
+    config = _load(path, "configuration", partial(AutoConfig.from_pretrained, trust_remote_code=False))
     kind = _why_no_decoder(config)
     if kind:
         raise ConfigError(

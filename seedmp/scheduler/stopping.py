@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from seedmp.sampling import SamplingParams
 
-Decode = Callable[[Sequence[int]], str]
+Decode = Callable[[Sequence[int], int], str]  # token ids, and how many of the last ones; see Detokenizer.tail
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find_stop(
         params: of the request.
         eos_token_ids: of the model; ignored with ``params.ignore_eos``.
         max_new: new tokens allowed in total.
-        decode: ids to text; needed when there are stop strings.
+        decode: text of the last of many tokens, special tokens written out; needed when there are stop strings.
     """
     enders = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_token_ids)
     for num_kept, token_id in enumerate(new_ids, 1):
@@ -58,7 +58,7 @@ def find_stop(
 
 def _find_stop_string(token_ids: list[int], stop: tuple[str, ...], decode: Decode) -> str:
     """The stop string that the last token completed; the one that begins first when there are several."""
-    window = 4 * max(map(len, stop)) + 8  # a character has at most 4 bytes, a token at least one byte
-    text = decode(token_ids[-window:])
+    # A character has at most 4 bytes, a token at least one. Text of the first 16 may be missing.
+    text = decode(token_ids, 4 * max(map(len, stop)) + 16)
     hits = [(text.find(candidate), candidate) for candidate in stop if candidate in text]
     return min(hits)[1] if hits else ""

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 
 from seedmp.decoding.constraint import check_constraint, regex_of, why_invalid
 from seedmp.errors import RejectedError, RequestError
@@ -137,6 +138,8 @@ def test_choices_are_literal() -> None:
 
 class _Tokenizer:
     is_fast = True
+    backend_tokenizer = Tokenizer(models.BPE({"a": 0}, []))
+    backend_tokenizer.decoder = decoders.ByteLevel()
 
 
 def test_what_cannot_be_served_is_refused() -> None:

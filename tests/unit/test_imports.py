@@ -54,10 +54,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"ipc", "token_tree"},
     # Of kv, what is pure (tested below): the slot bookkeeping is part of the decision.
     "scheduler": {"config", "draft_order", "kv", "methods", "metrics", "sampling", "token_tree"},
-    # A draft kind says what its drafts run: workers.draft and workers.draft_head grow the trees.
+    # A draft kind says what its drafts run and how their trees grow.
     "drafts": {"config", "decoding", "draft_order", "ipc", "models", "sampling", "token_tree"},
-    "workers": {"config", "decoding", "draft_order", "drafts", "ipc", "models", "sampling", "scheduler"}
-    | {"token_tree", "trace"},
+    "workers": {"config", "decoding", "detokenize", "draft_order", "drafts", "ipc", "models", "sampling"}
+    | {"scheduler", "token_tree", "trace"},
     "branch": {"request", "sampling"},
     # Settings by name, the bundled pair, the cores of this node, what a method's drafts are.
     "plan": {"config", "methods", "models", "system"},

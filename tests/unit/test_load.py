@@ -8,16 +8,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     T5Config,
 )
@@ -30,6 +33,7 @@ from seedmp.models.load import (
     load_config,
     load_model,
     load_tokenizer,
+    warn_of_ignored_settings,
 )
 from seedmp.models.pair import DRAFT, TARGET
 
@@ -208,3 +212,110 @@ def test_importing_is_cheap() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def tiny(path: Path, **options: Any) -> ModelSpec:
+    """A Llama of two layers, with its weights."""
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, **options
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    return ModelSpec(str(path))
+
+
+def rewrite(spec: ModelSpec, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    file = Path(spec.path) / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def without(part: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda weights: {name: weight for name, weight in weights.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("layers.1.self_attn.q_proj"), r"missing: model\.layers\.1\.self_attn\.q_proj\.weight$"),
+        (without("lm_head"), r"missing: lm_head\.weight$"),
+        (without("embed_tokens"), r"missing: model\.embed_tokens\.weight$"),
+        (without("layers.1."), r"missing: .* and 5 more$"),
+        (
+            lambda weights: {f"student.{name}": weight for name, weight in weights.items()},
+            "missing: .*unknown: student",
+        ),
+        (lambda weights: {"x": torch.zeros(1)}, r"missing: .* and 17 more; unknown: x$"),
+        (
+            lambda weights: weights | {"lm_head.weight": torch.zeros(30, 16)},
+            r"of another shape: lm_head\.weight \(30, 16\) instead of \(32, 16\)$",
+        ),
+        (
+            lambda weights: weights | {"model.norm.weight": torch.zeros(8)},
+            r"of another shape: model\.norm\.weight \(8,\)",
+        ),
+    ],
+)
+def test_weights_that_are_not_there_are_named(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], message: str, tmp_path: Path
+) -> None:
+    spec = tiny(tmp_path, tie_word_embeddings=False)
+    load_model(spec, torch.float32)
+    rewrite(spec, change)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_model(spec, torch.bfloat16)
+    assert repr(spec.path) in str(caught.value)
+
+
+def test_tied_weights_and_buffers_may_be_missing(tmp_path: Path) -> None:
+    spec = tiny(tmp_path / "tied", tie_word_embeddings=True)
+    names = load_file(tmp_path / "tied" / "model.safetensors").keys()
+    assert "lm_head.weight" not in names
+    load_model(spec, torch.float32)
+    GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=40)).save_pretrained(tmp_path / "gpt2")
+    load_model(ModelSpec(str(tmp_path / "gpt2")), torch.float32)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_numbers_are_named(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    spec = tiny(tmp_path)
+
+    def spoil(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+        return weights
+
+    rewrite(spec, spoil)
+    with pytest.raises(ConfigError, match=r"NaN or Inf in model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(spec, dtype)
+
+
+def test_a_weight_that_overflows_its_dtype_is_named(tmp_path: Path) -> None:
+    spec = tiny(tmp_path)
+    rewrite(spec, lambda weights: weights | {"model.norm.weight": torch.full((16,), 1e6)})
+    load_model(spec, torch.float32)
+    with pytest.raises(ConfigError, match=r"NaN or Inf in model\.norm\.weight"):
+        load_model(spec, torch.float16)
+
+
+def test_code_of_a_model_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}')
+    (tmp_path / "own.py").write_text("raise SystemExit('this code must not run')")
+    with pytest.raises(ConfigError, match="no configuration can be loaded"):
+        load_config(ModelSpec(str(tmp_path)))
+
+
+def test_settings_of_generate_that_are_ignored_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def ours() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name.startswith("seedmp")]
+
+    spec = llama(tmp_path)
+    warn_of_ignored_settings(spec)
+    warn_of_ignored_settings(TARGET_SPEC)
+    file = tmp_path / "generation_config.json"
+    file.write_text('{"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "do_sample": true, "temperature": 0.6}')
+    warn_of_ignored_settings(spec)
+    assert not ours()
+    file.write_text('{"repetition_penalty": 1.3, "forced_bos_token_id": 0, "bad_words_ids": [[5, 6]], "top_p": 0.9}')
+    warn_of_ignored_settings(spec)
+    (message,) = ours()
+    assert "repetition_penalty=1.3, bad_words_ids=[[5, 6]], forced_bos_token_id=0" in message
+    assert "top_p" not in message

@@ -14,8 +14,8 @@ EOS = 2
 PIECES = {3: "one", 4: " tw", 5: "o", 6: "\n", 7: "\n\nthree", 8: "é", 9: ""}
 
 
-def decode(token_ids: Sequence[int]) -> str:
-    return "".join(PIECES.get(token_id, "?") for token_id in token_ids)
+def decode(token_ids: Sequence[int], num_tokens: int) -> str:
+    return "".join(PIECES.get(token_id, "?") for token_id in token_ids[-num_tokens:])
 
 
 def stop(
