@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"ipc", "token_tree"},
     # Of kv, what is pure (tested below): the slot bookkeeping is part of the decision.
     "scheduler": {"config", "draft_order", "kv", "methods", "metrics", "sampling", "token_tree"},
-    # A draft kind says what its drafts run: workers.draft and workers.draft_head grow the trees.
+    # A draft kind says what its drafts run, and grows the trees; workers.draft only serves.
     "drafts": {"config", "decoding", "draft_order", "ipc", "models", "sampling", "token_tree"},
     "workers": {"config", "decoding", "draft_order", "drafts", "ipc", "models", "sampling", "scheduler"}
     | {"token_tree", "trace"},
@@ -207,6 +207,12 @@ def test_every_permission_is_used() -> None:
     assert set(MAY_IMPORT) == units, "the table and the folders name different units"
     unused = {unit: sorted(allowed - used[unit] - ANY) for unit, allowed in MAY_IMPORT.items()}
     assert {unit: names for unit, names in unused.items() if names} == {}
+
+
+def test_the_map_names_every_unit() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    units = [unit for unit in MAY_IMPORT if not unit.startswith("__")]
+    assert [unit for unit in units if f"`{unit}`" not in page and f"`{unit}/`" not in page] == []
 
 
 def test_few_may_import_anything() -> None:
