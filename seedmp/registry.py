@@ -23,11 +23,13 @@ class Registry(Generic[PartT]):
     Args:
         setting: what the kind is called in settings and messages, such as ``policy``.
         table: ``module:attribute`` of each built-in part, by name.
+        extends: ``module:Class`` that every part extends; None: a part may be any object.
     """
 
-    def __init__(self, setting: str, table: dict[str, str]) -> None:
+    def __init__(self, setting: str, table: dict[str, str], extends: str | None = None) -> None:
         self.setting = setting
         self.table = table
+        self.extends = extends
 
     def names(self) -> tuple[str, ...]:
         """Names of the built-in parts."""
@@ -37,7 +39,7 @@ class Registry(Generic[PartT]):
         """The part of this name, imported now if it was not.
 
         Raises:
-            ConfigError: no part has this name, or it cannot be imported; the message lists the built-in names.
+            ConfigError: no part has this name, it cannot be imported, or it is not a class of this kind.
         """
         where = self.table.get(name, name) if isinstance(name, str) else ""
         module_name, colon, attribute = where.partition(":")
@@ -51,10 +53,22 @@ class Registry(Generic[PartT]):
                 f"{self.setting}={name!r}: worker processes cannot import __main__: put the part into a file of its own"
             )
         try:
-            part: PartT = getattr(importlib.import_module(module_name), attribute)
+            found = _import(module_name, attribute)
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"{self.setting}={name!r}: {error}") from error
+        if self.extends is not None:
+            base_module, _, base = self.extends.partition(":")
+            if not (isinstance(found, type) and issubclass(found, _import(base_module, base))):
+                raise ConfigError(f"{self.setting}={name!r}: must be a class that extends {base_module}.{base}")
+            missing = sorted(getattr(found, "__abstractmethods__", ()))
+            if missing:
+                raise ConfigError(f"{self.setting}={name!r}: the class must define {', '.join(missing)}")
+        part: PartT = found
         return part
+
+
+def _import(module_name: str, attribute: str) -> Any:
+    return getattr(importlib.import_module(module_name), attribute)
 
 
 def import_folder(name: str) -> str | None:

@@ -156,6 +156,7 @@ RULES: Registry[type[AcceptRule]] = Registry(
         SPECINFER: "seedmp.decoding.specinfer:SpecInferRule",
         SEQUOIA: "seedmp.decoding.sequoia:SequoiaRule",
     },
+    extends="seedmp.decoding.accept:AcceptRule",
 )
 _OF_KIND = {
     ProposalKind.DETERMINISTIC: TARGET_SAMPLE,
@@ -174,7 +175,7 @@ def load_rule(name: str) -> AcceptRule:
     """The rule of this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none; see ``Registry.load``.
     """
     return RULES.load(name)()
 

@@ -25,9 +25,7 @@ from seedmp.token_tree.tree import TokenTree
 if TYPE_CHECKING:
     import torch
 
-    from seedmp.draft_order import DraftOrder
     from seedmp.ipc.arena import Layout
-    from seedmp.ipc.messages import Proposal
     from seedmp.models.features import FeatureTap
 
 KV, FEATURES = "kv", "features"  # names of arenas

@@ -13,6 +13,7 @@ DRAFT_KINDS: Registry[type[DraftKind]] = Registry(
         "model": "seedmp.drafts.model:ModelDraft",
         "eagle-head": "seedmp.drafts.head:HeadDraft",
     },
+    extends="seedmp.drafts.base:DraftKind",
 )
 
 
@@ -20,6 +21,6 @@ def make_draft_kind(config: EngineConfig) -> DraftKind:
     """The draft kind that an engine's method names.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: there is none of this name; see ``Registry.load``.
     """
     return DRAFT_KINDS.load(config.method.draft_kind)(config)

@@ -24,6 +24,7 @@ METHODS: Registry[type[Method]] = Registry(
         "eagle": "seedmp.methods.eagle:Eagle",
         "coupled": "seedmp.methods.coupled:Coupled",
     },
+    extends="seedmp.methods.base:Method",
 )
 
 
@@ -91,7 +92,4 @@ def method_class(method: object) -> type[Method]:
     Raises:
         ConfigError: no such method.
     """
-    cls = type(method) if isinstance(method, Method) else METHODS.load(method)
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise ConfigError(f"method={method!r}: {cls!r} is not a subclass of seedmp.methods.base.Method")
-    return cls
+    return type(method) if isinstance(method, Method) else METHODS.load(method)

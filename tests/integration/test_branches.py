@@ -134,7 +134,7 @@ def test_best_of(engine: Engine) -> None:
         engine.submit_all(PROMPT, params)
 
 
-def test_forgotten_branches_leave_no_keeper(engine: Engine) -> None:
+def test_forgotten_branches_leave_no_owner(engine: Engine) -> None:
     kept: list[Branch] = engine.open(PROMPT).fork(2, PARAMS, timeout=TIMEOUT_S)
     assert wait_for_kept(engine, len(kept)) == len(kept), "the root was forgotten, its children were not"
     kept.clear()

@@ -209,6 +209,12 @@ def test_every_permission_is_used() -> None:
     assert {unit: names for unit, names in unused.items() if names} == {}
 
 
+def test_the_map_names_every_unit() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    units = [unit for unit in MAY_IMPORT if not unit.startswith("__")]
+    assert [unit for unit in units if f"`{unit}`" not in page and f"`{unit}/`" not in page] == []
+
+
 def test_few_may_import_anything() -> None:
     assert {unit for unit, allowed in MAY_IMPORT.items() if "*" in allowed} == MAY_HAVE_ANY
 

@@ -30,6 +30,16 @@ def test_a_part_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         sys.modules.pop("own_part_of_mine", None)
 
 
+def test_a_part_of_another_kind_is_refused() -> None:
+    mappings: Registry[type] = Registry("mapping", {"ordered": "collections:OrderedDict"}, "collections.abc:Mapping")
+    assert mappings.load("ordered") is OrderedDict
+    for name in ("math:pi", "collections:deque"):
+        with pytest.raises(ConfigError, match=f"mapping={name!r}: must be a class that extends .*Mapping"):
+            mappings.load(name)
+    with pytest.raises(ConfigError, match="the class must define __getitem__, __iter__, __len__"):
+        mappings.load("collections.abc:Mapping")
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [
