@@ -33,7 +33,7 @@ PARAMS = st.builds(
     top_k=st.integers(0, 100),
     max_tokens=st.integers(1, 1000),
     stop=st.lists(st.text(min_size=1), max_size=3).map(tuple),
-    stop_token_ids=st.lists(st.integers(0, 2**31), max_size=3).map(tuple),
+    stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=3).map(tuple),
     ignore_eos=st.booleans(),
     seed=st.none() | st.integers(0, MAX_SEED),
     n=st.integers(1, 5),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,8 +112,19 @@ class ByteTokenizer:
     """Tokens are bytes."""
 
     is_fast = False
+    all_special_ids: tuple[int, ...] = ()
+    all_special_tokens: tuple[str, ...] = ()
 
-    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
+    def __call__(self, text: str, **options: Any) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=list(text.encode()))
+
+    def __len__(self) -> int:
+        return 256
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(byte): byte for byte in range(256)}
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         return bytes(token_ids).decode("utf-8", "replace")
 
 
