@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seedmp import output
 from seedmp.checks import check_number, check_one_of, check_whole
 from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
 from seedmp.models.inflate import get_shape
 from seedmp.models.load import ModelSpec, load_config
+from seedmp.reporting import output
 from seedmp.system import bf16_flags
 
 NONE = "none"

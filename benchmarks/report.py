@@ -21,7 +21,7 @@ from seedmp.benchmarks.questions import (
 from seedmp.benchmarks.svg import Figure
 from seedmp.benchmarks.tables import Table, read_report
 from seedmp.errors import ConfigError
-from seedmp.pages import render as render_page
+from seedmp.reporting.pages import render as render_page
 
 # In the order of the page, and of ``all``.
 BENCHMARKS: dict[str, ModuleType] = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from seedmp.drawing import FAINT, PALETTE, circle, document, line, path, polyline, rect, text
+from seedmp.reporting.drawing import FAINT, PALETTE, circle, document, line, path, polyline, rect, text
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 170, 44, 56

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from seedmp.checks import shown
-from seedmp.encode import Prompt
+from seedmp.client.encode import Prompt
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError
 from seedmp.request import RequestOutput, StreamChunk

@@ -17,22 +17,23 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from seedmp import metrics, observers
+from seedmp import metrics
 from seedmp.branch import Branch
 from seedmp.checks import check_all, check_flag, check_ids, check_path, check_timeout, check_whole, check_wholes, shown
+from seedmp.client import observers
+from seedmp.client.connection import Connection
+from seedmp.client.detokenize import Detokenizer
+from seedmp.client.encode import Encoder, as_list
+from seedmp.client.encode import Prompt as Prompt  # as the methods below name it
+from seedmp.client.in_flight import Job
+from seedmp.client.launch import Launcher, LocalLauncher, hold_standard_descriptors
 from seedmp.config import EngineConfig, Placement, resolve_placement
-from seedmp.connection import Connection
-from seedmp.detokenize import Detokenizer
 from seedmp.drafts.base import DraftKind
 from seedmp.drafts.registry import DRAFT_KINDS, make_draft_kind
-from seedmp.encode import Encoder, as_list
-from seedmp.encode import Prompt as Prompt  # as the methods below name it
 from seedmp.errors import ConfigError, EngineClosedError, RejectedError, RequestTimeoutError
-from seedmp.in_flight import Job
 from seedmp.ipc.folder import RuntimeFolder
 from seedmp.ipc.span_log import SpanLog
 from seedmp.ipc.span_ring import SpanRing, ring_path
-from seedmp.launch import Launcher, LocalLauncher, hold_standard_descriptors
 from seedmp.methods.registry import method_class
 from seedmp.models import pair
 from seedmp.models.load import ModelSpec, load_config, load_tokenizer, warn_of_ignored_settings

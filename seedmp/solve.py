@@ -22,7 +22,7 @@ from seedmp import metrics
 from seedmp.checks import check_one_of, check_whole
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError
-from seedmp.output import check_folder
+from seedmp.reporting.output import check_folder
 from seedmp.search.evaluators import EVALUATORS, Evaluator, NoValue, make_evaluators
 from seedmp.search.generators import Generator, Sample, make_generator
 from seedmp.search.live import LiveView

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from seedmp.client.detokenize import Detokenizer
 from seedmp.config import EngineConfig, Placement, resolve_placement
 from seedmp.decoding.constraint import Constrainer, automaton_tokenizer
-from seedmp.detokenize import Detokenizer
 from seedmp.drafts.base import Drafter, DraftKind
 from seedmp.drafts.registry import make_draft_kind
 from seedmp.ipc.arena import (

@@ -1,7 +1,7 @@
 """What a supervisor's process does first: it comes from the engine, and no library is loaded yet.
 
-The engine starts ``python -c BOOTSTRAP CHECKOUT ARGUMENTS`` (``seedmp/launch.py``), not ``python -m``: that would
-search the current folder for libraries, and run a ``torch.py`` that somebody left there.
+The engine (``seedmp/client/launch.py``) starts ``python -c BOOTSTRAP CHECKOUT ARGUMENTS``, not ``python -m``. The latter
+would search the current folder for libraries, and run a ``torch.py`` that somebody left there.
 """
 
 from __future__ import annotations

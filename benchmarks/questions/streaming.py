@@ -4,8 +4,8 @@
 
 A stream of N tokens that are committed a few at a time, as rounds commit them; no model runs. Two ways to find the
 new text at each commit: decode all tokens again (what the engine did before), and decode each token once
-(``seedmp.detokenize``). Both streams must give the text of all tokens (checked). Cost = time in the thread that serves
-every request, for the whole stream, median over repeats that are interleaved. Growth = exponent b of the fit
+(``seedmp.client.detokenize``). Both streams must give the text of all tokens (checked). Cost = time in the thread that
+serves every request, for the whole stream, median over repeats that are interleaved. Growth = exponent b of the fit
 cost ~ N^b: 1 is linear, 2 quadratic.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from seedmp.detokenize import Detokenizer
+from seedmp.client.detokenize import Detokenizer
 from seedmp.errors import ConfigError, SeedmpError
 from seedmp.measuring.node import describe_node
 from seedmp.models import pair

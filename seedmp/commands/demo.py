@@ -26,7 +26,7 @@ from seedmp.engine import Engine
 from seedmp.measuring.account import Measurement, account
 from seedmp.measuring.node import describe_node
 from seedmp.models.inflate import get_shape
-from seedmp.output import check_output
+from seedmp.reporting.output import check_output
 from seedmp.request import RequestOutput
 from seedmp.sampling import MAX_SEED
 from seedmp.search.asking import Asker

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from seedmp.errors import ConfigError
-from seedmp.output import check_output
+from seedmp.reporting.output import check_output
 from seedmp.token_tree.growmap import MAX_GROWMAP_SIZE
 from seedmp.token_tree.growmap_draw import draw_svg, draw_text
 from seedmp.token_tree.growmap_file import MAX_FILE_BYTES, load_growmap, load_tensors, save_growmap

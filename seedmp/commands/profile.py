@@ -11,9 +11,9 @@ from pathlib import Path
 
 from seedmp.checks import check_number, check_whole
 from seedmp.errors import ConfigError
-from seedmp.output import check_folder
 from seedmp.profiling import overhead
 from seedmp.profiling.engines import profile_engines
+from seedmp.reporting.output import check_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from seedmp.commands.arguments import options_from, read_list
 from seedmp.config import DTYPES
 from seedmp.errors import ConfigError
 from seedmp.measuring.progress import Screen
-from seedmp.output import check_output
+from seedmp.reporting.output import check_output
 from seedmp.system import let_idle_threads_sleep
 
 if TYPE_CHECKING:

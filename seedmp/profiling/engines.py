@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from seedmp.observers import ObservedEngine, observing
-from seedmp.output import check_folder
+from seedmp.client.observers import ObservedEngine, observing
 from seedmp.profiling.profile import Profile
 from seedmp.profiling.sampler import PERIOD_S
+from seedmp.reporting.output import check_folder
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from seedmp.drawing import GREY, PALETTE, document, path, polyline, text
+from seedmp.reporting.drawing import GREY, PALETTE, document, path, polyline, text
 
 if TYPE_CHECKING:
     from seedmp.profiling.data import ProfileData

@@ -8,16 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from seedmp.client.observers import ObservedEngine
 from seedmp.config import EngineConfig, resolve_placement
 from seedmp.errors import SeedmpError
 from seedmp.measuring.node import describe_node
-from seedmp.observers import ObservedEngine
-from seedmp.output import check_folder
 from seedmp.profiling import chrome_trace, report, timeline
 from seedmp.profiling.data import ProfileData
 from seedmp.profiling.findings import diagnose
 from seedmp.profiling.gpus import mps_state
 from seedmp.profiling.sampler import PERIOD_S, Sampler
+from seedmp.reporting.output import check_folder
 from seedmp.system import usable_cores
 
 

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from seedmp import metrics
-from seedmp.pages import render
 from seedmp.profiling import memory_chart
 from seedmp.profiling.data import ProfileData
 from seedmp.profiling.findings import Finding, measure_busy
 from seedmp.profiling.sampler import ProcessRecord
+from seedmp.reporting.pages import render
 from seedmp.simulation.costs import Costs, Curve, chain_acceptance
 from seedmp.trace import Activity
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from seedmp import drawing
-from seedmp.drawing import GREY, INK, PAPER, SHADE, document, group, path, rect, text, tooltip
 from seedmp.profiling.chrome_trace import lanes
 from seedmp.profiling.data import ProfileData
 from seedmp.profiling.sampler import ProcessRecord, clip
+from seedmp.reporting import drawing
+from seedmp.reporting.drawing import GREY, INK, PAPER, SHADE, document, group, path, rect, text, tooltip
 from seedmp.trace import Activity
 
 NUM_FORWARDS = 12

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from seedmp.drawing import GREY, INK, MIST, PAPER, SHADE, circle, document, group, path, rect, text, tooltip
+from seedmp.reporting.drawing import GREY, INK, MIST, PAPER, SHADE, circle, document, group, path, rect, text, tooltip
 from seedmp.search.showing import children_of, one_line, show_value, solution_path
 from seedmp.search.thought_tree import ROOT_ID, Status, Thought, ThoughtTree
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seedmp.drawing import BLUE, GREY, PAPER, SILVER, circle, document, path, text
+from seedmp.reporting.drawing import BLUE, GREY, PAPER, SILVER, circle, document, path, text
 from seedmp.token_tree.growmap import Growmap
 
 _STEP_X, _STEP_Y, _MARGIN = 22, 46, 40

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedmp.errors import ConfigError
-from seedmp.output import check_output
+from seedmp.reporting.output import check_output
 from seedmp.token_tree.growmap import MAX_GROWMAP_SIZE, Growmap
 
 if TYPE_CHECKING:

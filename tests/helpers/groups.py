@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import zmq
 
+from seedmp.client.launch import GroupEvent
 from seedmp.errors import EngineDeadError
 from seedmp.ipc.channel import RouterChannel
 from seedmp.ipc.messages import Finished
-from seedmp.launch import GroupEvent
 from seedmp.metrics import RequestCounters
 
 DEADLINE_S = 10.0

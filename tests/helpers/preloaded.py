@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 import psutil
 
-from seedmp.launch import BOOTSTRAP, CHECKOUT
+from seedmp.client.launch import BOOTSTRAP, CHECKOUT
 
 COMMAND = ["-c", BOOTSTRAP, str(CHECKOUT)]
 MAX_REQUEST_BYTES = 1 << 16

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.preloaded import Preloaded
 
-STARTS = "seedmp.launch"  # the module that starts supervisors
+STARTS = "seedmp.client.launch"  # the module that starts supervisors
 
 
 @pytest.fixture(scope="package", autouse=True)

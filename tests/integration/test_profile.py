@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from seedmp import Engine, SamplingParams
+from seedmp.client.observers import OBSERVERS
 from seedmp.commands import main as cli
 from seedmp.errors import ConfigError
-from seedmp.observers import OBSERVERS
 from seedmp.profiling.engines import profile_engines
 from seedmp.simulation.costs import load_costs
 from seedmp.simulation.simulate import Workload, simulate

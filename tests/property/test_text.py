@@ -11,8 +11,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from seedmp.client.detokenize import NOT_A_CHARACTER, Detokenizer
 from seedmp.decoding.constraint import Constrainer, automaton_tokenizer, check_constraint, regex_of
-from seedmp.detokenize import NOT_A_CHARACTER, Detokenizer
 from seedmp.errors import RejectedError
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.stopping import find_stop

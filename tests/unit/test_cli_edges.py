@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from seedmp.client.launch import BOOTSTRAP, CHECKOUT, _environment, hold_standard_descriptors
 from seedmp.commands import main as cli
-from seedmp.launch import BOOTSTRAP, CHECKOUT, _environment, hold_standard_descriptors
 
 ENV = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": ""}
 DOCTOR = ["doctor"]  # it loads torch
@@ -95,7 +95,8 @@ def test_the_command_runs_no_file_of_the_current_folder(shared_folder: Path, wor
 
 def test_the_launcher_guards_standard_descriptors() -> None:
     code = (
-        "import os; os.close(0); os.close(1); from seedmp.launch import hold_standard_descriptors as h; h(); h();"
+        "import os; os.close(0); os.close(1); from seedmp.client.launch import hold_standard_descriptors as h; "
+        "h(); h();"
         "assert all(os.fstat(fd) for fd in (0, 1, 2)); assert os.dup(2) == 3"
     )
     assert subprocess.run([sys.executable, "-c", code], env=ENV, timeout=60, close_fds=True).returncode == 0

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import zmq
 
-from seedmp.connection import Connection
-from seedmp.detokenize import Detokenizer
+from seedmp.client.connection import Connection
+from seedmp.client.detokenize import Detokenizer
+from seedmp.client.in_flight import Job
 from seedmp.errors import (
     CancelledError,
     ConfigError,
@@ -25,7 +26,6 @@ from seedmp.errors import (
     RequestTimeoutError,
     WorkerStartError,
 )
-from seedmp.in_flight import Job
 from seedmp.ipc.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -276,7 +276,7 @@ def test_stats_wait_while_a_group_is_away(make_house: Callable[..., House]) -> N
 def test_stats_that_nobody_answers_do_not_say_that_the_engine_is_dead(
     make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seedmp.connection.STATS_S", 0.01)
+    monkeypatch.setattr("seedmp.client.connection.STATS_S", 0.01)
     house = make_house()
     house.start()
     with pytest.raises(RequestTimeoutError, match="did not answer"):

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from seedmp.detokenize import NOT_A_CHARACTER, Detokenizer, TextStream
+from seedmp.client.detokenize import NOT_A_CHARACTER, Detokenizer, TextStream
 from seedmp.models import pair
 from seedmp.models.load import load_tokenizer
 
@@ -259,7 +259,7 @@ def test_a_stream_that_the_library_refuses_is_completed_at_the_end(monkeypatch: 
                 raise Exception("Invalid prefix encountered")
             return str(backend.decode(token_ids))
 
-    monkeypatch.setattr("seedmp.detokenize.DecodeStream", Refusing)
+    monkeypatch.setattr("seedmp.client.detokenize.DecodeStream", Refusing)
     tokenizer = byte_level()
     token_ids = tokenizer.convert_tokens_to_ids(["a", "b", "c"])
     stream = Detokenizer(tokenizer).stream()

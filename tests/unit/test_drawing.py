@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from seedmp import drawing
+from seedmp.reporting import drawing
 
 EVIL = "</text><script>alert(1)</script> \"double\" 'single' & \x00\x1b\ud800 é"
 SHOWN = EVIL.translate(dict.fromkeys((0, 0x1B, 0xD800), " "))

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"trace"},
     # Which rule a tree needs: names alone, until somebody asks for a rule of his own.
     "methods": {"decoding", "sampling", "token_tree"},
-    "token_tree": {"drawing", "output"},
+    "token_tree": {"reporting"},
     "decoding": {"sampling", "token_tree"},
     "draft_order": {"token_tree"},
     "request": {"metrics"},
@@ -56,36 +56,31 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scheduler": {"config", "draft_order", "kv", "methods", "metrics", "sampling", "token_tree"},
     # A draft kind says what its drafts run and how their trees grow.
     "drafts": {"config", "decoding", "draft_order", "ipc", "models", "sampling", "token_tree"},
-    "workers": {"config", "decoding", "detokenize", "draft_order", "drafts", "ipc", "models", "sampling"}
-    | {"scheduler", "token_tree", "trace"},
+    "workers": {"client", "config", "decoding", "draft_order", "drafts", "ipc", "models", "sampling", "scheduler"}
+    | {"token_tree", "trace"},
+    "reporting": set(),
+    # What lies between an engine and its verifiers; launch starts seedmp.workers by name.
+    "client": {"config", "ipc", "request", "sampling", "system", "trace"},
     "branch": {"request", "sampling"},
     # Settings by name, the bundled pair, the cores of this node, what a method's drafts are.
     "plan": {"config", "methods", "models", "system"},
-    "observers": {"config"},
-    "encode": set(),
-    "detokenize": {"stop_text"},
-    # It starts seedmp.workers by name.
-    "launch": {"config", "ipc", "system"},
-    "in_flight": {"detokenize", "ipc", "request", "sampling"},
-    "connection": {"detokenize", "in_flight", "ipc", "launch", "request", "trace"},
     # decoding.constraint: a broken constraint is refused before any work. profiling.profile: Engine.profile; that
     # module knows observers, not the engine.
-    "engine": {"branch", "config", "connection", "decoding", "detokenize", "drafts", "encode", "in_flight"}
-    | {"ipc", "launch", "methods", "metrics", "models", "observers", "plan", "profiling", "request"}
-    | {"sampling", "trace"},
-    "async_engine": {"encode", "engine", "request", "sampling"},
+    "engine": {"branch", "client", "config", "decoding", "drafts", "ipc", "methods", "metrics", "models", "plan"}
+    | {"profiling", "request", "sampling", "trace"},
+    "async_engine": {"client", "engine", "request", "sampling"},
     # search.task and search.thought_tree alone (tested below): what a task implements.
     "tasks": {"search"},
     # It knows no task: users bring their own.
-    "search": {"drawing", "engine", "metrics", "request", "sampling"},
-    "solve": {"engine", "metrics", "output", "search", "tasks"},
+    "search": {"engine", "metrics", "reporting", "request", "sampling"},
+    "solve": {"engine", "metrics", "reporting", "search", "tasks"},
     # methods: how many ended texts a lookup keeps. models: what an inflated model weighs.
     "measuring": {"config", "engine", "methods", "metrics", "models", "request", "sampling", "system"},
     # The simulator is a host of the real scheduler.
     "simulation": {"config", "draft_order", "metrics", "sampling", "scheduler", "token_tree"},
     # simulation: a profile is priced for the simulator.
-    "profiling": {"config", "drawing", "engine", "ipc", "measuring", "metrics", "observers", "output", "pages"}
-    | {"sampling", "simulation", "system", "trace"},
+    "profiling": {"client", "config", "engine", "ipc", "measuring", "metrics", "reporting", "sampling"}
+    | {"simulation", "system", "trace"},
     # workers, ipc, scheduler: forwards are timed with the code that runs them. tasks: prompts when none are given.
     "tuning": {"config", "decoding", "draft_order", "drafts", "engine", "ipc", "measuring", "methods", "metrics"}
     | {"models", "plan", "request", "sampling", "scheduler", "simulation", "system", "tasks"}
@@ -93,17 +88,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Heads are trained as they are run.
     "training": {"models"},
     # tuning.acceptance: a growmap is fitted before it is measured. solve: solve rates are of `seedmp solve`'s searches.
-    "benchmarks": {"config", "decoding", "detokenize", "draft_order", "drawing", "engine", "measuring", "methods"}
-    | {"metrics", "models", "output", "pages", "request", "sampling", "scheduler", "search", "solve"}
-    | {"system", "tasks", "token_tree", "tuning"},
+    "benchmarks": {"client", "config", "decoding", "draft_order", "engine", "measuring", "methods", "metrics"}
+    | {"models", "reporting", "request", "sampling", "scheduler", "search", "solve", "system", "tasks"}
+    | {"token_tree", "tuning"},
     # Documents are the prompts of the tasks; training.optimiser.
     "recipes": {"tasks", "training"},
     "commands": ANY,
     "__main__": ANY,
-    "stop_text": set(),
-    "drawing": set(),
-    "pages": {"drawing"},
-    "output": set(),
 }
 
 # Nothing that is installed for users may need these.

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from seedmp.client.in_flight import Job, Pending, PendingJob, PendingScore, Routes
 from seedmp.errors import RejectedError
-from seedmp.in_flight import Job, Pending, PendingJob, PendingScore, Routes
 from seedmp.ipc.messages import Score
 from seedmp.request import RequestHandle
 from seedmp.sampling import SamplingParams

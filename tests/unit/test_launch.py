@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from seedmp.client.launch import LocalLaunch
+from seedmp.client.observers import OBSERVERS, ObservedEngine, observing
 from seedmp.config import EngineConfig
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError, EngineClosedError, EngineDeadError
 from seedmp.ipc.channel import receive_on_pipe, send_on_pipe
 from seedmp.ipc.messages import EngineDown, GroupStarted, Shutdown, WorkerReady
-from seedmp.launch import LocalLaunch
-from seedmp.observers import OBSERVERS, ObservedEngine, observing
 from tests.helpers.groups import FakeGroups
 
 READY = WorkerReady("verifier-0", 0, 41)

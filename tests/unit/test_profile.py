@@ -17,11 +17,11 @@ from seedmp.commands import main as cli
 from seedmp.config import EngineConfig
 from seedmp.errors import ConfigError
 from seedmp.ipc.span_ring import NUM_SPANS, SpanReader, SpanRing, ring_path
-from seedmp.output import check_folder
 from seedmp.profiling import chrome_trace, overhead, report, timeline
 from seedmp.profiling.data import ProfileData
 from seedmp.profiling.findings import diagnose, measure_busy
 from seedmp.profiling.sampler import Counts, ProcessRecord, Sample, Sampler, clip, read_counts
+from seedmp.reporting.output import check_folder
 from seedmp.trace import Activity
 
 MS = 1_000_000

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from seedmp.client.stop_text import cut_at_stop
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.stopping import Stop, find_stop
-from seedmp.stop_text import cut_at_stop
 
 EOS = 2
 PIECES = {3: "one", 4: " tw", 5: "o", 6: "\n", 7: "\n\nthree", 8: "é", 9: ""}

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from seedmp.checks import check_text, check_whole
-from seedmp.detokenize import Detokenizer, TextStream
+from seedmp.client.detokenize import Detokenizer, TextStream
 from seedmp.errors import RejectedError
 from seedmp.ipc.messages import Finished, Score, Scored, Submit
 from seedmp.request import RequestHandle, RequestMetrics, RequestOutput, StreamChunk, settle

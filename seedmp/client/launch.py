@@ -33,7 +33,7 @@ import sys; sys.path[:] = filter(None, sys.path)
 sys.path.insert(0, sys.argv.pop(1)); import seedmp; del sys.path[0]
 from seedmp.workers.start import main; main()
 """
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 GroupEvent = WorkerReady | WorkerLost | GroupStarted | EngineDown
 

@@ -1,4 +1,4 @@
-"""HTML pages from the templates of ``seedmp/templates``. Every value is escaped, pictures of our own drawing apart."""
+"""HTML pages from the templates beside this file. Every value is escaped, pictures of our own drawing apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from seedmp.drawing import FONTS
+from seedmp.reporting.drawing import FONTS
 
 
 def render(name: str, /, **values: object) -> str:
@@ -22,6 +22,6 @@ def render(name: str, /, **values: object) -> str:
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("seedmp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("seedmp.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenizers.decoders import DecodeStream
 
-from seedmp.stop_text import cut_at_stop
+from seedmp.client.stop_text import cut_at_stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

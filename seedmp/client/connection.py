@@ -21,7 +21,9 @@ import numpy as np
 import zmq
 
 from seedmp import errors
-from seedmp.detokenize import Detokenizer
+from seedmp.client.detokenize import Detokenizer
+from seedmp.client.in_flight import Job, Pending, PendingJob, PendingScore, Routes
+from seedmp.client.launch import GroupEvent, GroupSource
 from seedmp.errors import (
     CancelledError,
     ConfigError,
@@ -32,7 +34,6 @@ from seedmp.errors import (
     WorkerStartError,
 )
 from seedmp.ids import WorkerName
-from seedmp.in_flight import Job, Pending, PendingJob, PendingScore, Routes
 from seedmp.ipc import codec
 from seedmp.ipc.channel import DealerChannel
 from seedmp.ipc.messages import (
@@ -55,7 +56,6 @@ from seedmp.ipc.messages import (
     WorkerReady,
 )
 from seedmp.ipc.span_ring import SpanRing
-from seedmp.launch import GroupEvent, GroupSource
 from seedmp.request import RequestHandle, settle
 from seedmp.trace import Activity
 
