@@ -1,7 +1,7 @@
 """What a supervisor's process does first: it comes from the engine, and no library is loaded yet.
 
-The engine (``seedmp/client/launch.py``) starts ``python -c BOOTSTRAP CHECKOUT ARGUMENTS``, not ``python -m``. The latter
-would search the current folder for libraries, and run a ``torch.py`` that somebody left there.
+``seedmp/client/launch.py`` starts ``python -c BOOTSTRAP CHECKOUT ARGUMENTS``, not ``python -m``. The latter would
+search the current folder for libraries, and run a ``torch.py`` that somebody left there.
 """
 
 from __future__ import annotations
