@@ -42,7 +42,7 @@ MAX_INT = 2**63 - 1  # MessagePack itself allows nothing below -2**63
 MAX_HEADER_BYTES = 1 << 24
 MAX_LISTS = 1 << 16  # in a header
 MAX_DIMS = 4
-MAX_ARRAY_ITEMS = 1 << 30
+MAX_SIZE = 1 << 30  # of a dimension
 MAX_PEEKED = 3  # numbers at the beginning of a message that was refused
 _SMALL_BYTES = 256  # claims of a header so short cannot cost much
 _NO_MAPS = {"max_map_len": 0, "max_ext_len": 0}  # no message has any
@@ -55,6 +55,9 @@ class Range:
 
     low: int
     high: int
+
+
+INT64 = Range(-(2**63), MAX_INT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +241,7 @@ def _reader(hint: Any) -> Reader:
     """A function that checks and converts one decoded value to the annotated type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _limited(_reader(args[0]), args[1])
+        return _limited(args[0], args[1])
     if origin in (Union, types.UnionType):
         (inner,) = [_reader(arg) for arg in args if arg is not type(None)]
         return lambda value, frames: None if value is None else inner(value, frames)
@@ -260,23 +263,48 @@ def _reader(hint: Any) -> Reader:
     return lambda value, frames: _expect(hint, value)
 
 
-def _limited(inner: Reader, limit: Range | Length) -> Reader:
-    def read_range(value: Any, frames: _Frames) -> Any:
-        result = inner(value, frames)
-        assert isinstance(limit, Range)
-        low, high = (result, result) if isinstance(result, int) else (min(result, default=0), max(result, default=0))
-        if result != () and not limit.low <= low <= high <= limit.high:
-            raise ProtocolError(f"{low if low < limit.low else high}: must be from {limit.low} to {limit.high}")
-        return result
+def _limited(hint: Any, limit: Range | Length) -> Reader:
+    if isinstance(limit, Length):
+        inner, most = _reader(hint), limit.most
 
-    def read_length(value: Any, frames: _Frames) -> Any:
-        result = inner(value, frames)
-        assert isinstance(limit, Length)
-        if len(result) > limit.most:
-            raise ProtocolError(f"{len(result)} characters or items: must be at most {limit.most}")
-        return result
+        def read_length(value: Any, frames: _Frames) -> Any:
+            result = inner(value, frames)
+            if len(result) > most:
+                raise ProtocolError(f"{len(result)} characters or items: must be at most {most}")
+            return result
 
-    return read_range if isinstance(limit, Range) else read_length
+        return read_length
+    return _int_reader(limit) if hint is int else _ints_reader(limit)
+
+
+def _int_reader(limit: Range) -> Reader:
+    low, high = limit.low, limit.high
+
+    def read(value: Any, frames: _Frames) -> int:
+        if type(value) is not int:
+            raise ProtocolError(f"expected int, got {type(value).__name__}")
+        if not low <= value <= high:
+            raise ProtocolError(f"{value}: must be from {low} to {high}")
+        return value
+
+    return read
+
+
+def _ints_reader(limit: Range) -> Reader:
+    low, high = limit.low, limit.high
+
+    def read(value: Any, frames: _Frames) -> tuple[int, ...]:
+        if type(value) is not list:
+            raise ProtocolError("expected an array of whole numbers")
+        if value:
+            if set(map(type, value)) != {int}:
+                raise ProtocolError("expected an array of whole numbers")
+            least, most = min(value), max(value)
+            if least < low or most > high:
+                raise ProtocolError(f"{least if least < low else most} in an array: must be from {low} to {high}")
+        return tuple(value)
+
+    return read
 
 
 def _expect(kind: type, value: Any) -> Any:
@@ -285,20 +313,7 @@ def _expect(kind: type, value: Any) -> Any:
     return value
 
 
-def _read_int(value: Any, frames: _Frames) -> int:
-    if type(value) is not int:
-        raise ProtocolError(f"expected int, got {type(value).__name__}")
-    if value > MAX_INT:
-        raise ProtocolError(f"{value}: must be at most {MAX_INT}")
-    return value
-
-
-def _read_ints(value: Any, frames: _Frames) -> tuple[int, ...]:
-    if type(value) is not list or (value and set(map(type, value)) != {int}):
-        raise ProtocolError("expected an array of whole numbers")
-    if value and max(value) > MAX_INT:
-        raise ProtocolError(f"{max(value)} in an array: must be at most {MAX_INT}")
-    return tuple(value)
+_read_int, _read_ints = _int_reader(INT64), _ints_reader(INT64)
 
 
 def _read_float(value: Any, frames: _Frames) -> float:
@@ -330,12 +345,13 @@ def _read_array(value: Any, frames: _Frames) -> np.ndarray:
     if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_DIMS:
         raise ProtocolError(f"the shape of an array must have 1 to {MAX_DIMS} sizes")
     sizes = _read_ints(shape, frames)
-    if min(sizes) < 0 or math.prod(max(size, 1) for size in sizes) > MAX_ARRAY_ITEMS:
-        raise ProtocolError(
-            f"array of dtype {value[0]} and shape {sizes}: sizes must be >= 0, of at most {MAX_ARRAY_ITEMS} items"
-        )
+    if min(sizes) < 0 or max(sizes) > MAX_SIZE:
+        raise ProtocolError(f"array of dtype {value[0]} and shape {sizes}: sizes must be from 0 to {MAX_SIZE}")
     frame = memoryview(frames.take())
     if frame.nbytes != math.prod(sizes) * dtype.itemsize:
-        raise ProtocolError(f"an array of shape {sizes} came with {frame.nbytes} bytes")
-    result: np.ndarray = np.frombuffer(frame, dtype=dtype).reshape(sizes)
+        raise ProtocolError(f"an array of dtype {value[0]} and shape {sizes} came with {frame.nbytes} bytes")
+    try:
+        result: np.ndarray = np.frombuffer(frame, dtype=dtype).reshape(sizes)
+    except ValueError:
+        raise ProtocolError(f"array of dtype {value[0]} and shape {sizes}: no array can be so large") from None
     return result
