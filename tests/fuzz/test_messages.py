@@ -170,6 +170,7 @@ def is_harmless(frames: list[bytes]) -> bool:
 
 
 @pytest.mark.parametrize("to_drafts", [False, True], ids=["engines", "drafts"])
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_noise_from_a_valid_peer(
     engine: Engine, expected: list[tuple[int, ...]], context: zmq.Context[Any], to_drafts: bool
@@ -211,6 +212,7 @@ def test_noise_from_a_valid_peer(
     assert longest_s < MAX_STALL_S
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_a_draft_that_nobody_started(
     engine: Engine, expected: list[tuple[int, ...]], context: zmq.Context[Any]
@@ -295,6 +297,7 @@ def wait_for_slots(engine: Engine) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_drafts_that_spoil_what_they_send() -> None:
     """Real draft processes; those that did it three times are replaced."""
