@@ -401,8 +401,10 @@ def allow_open_files(num_workers: int) -> None:
         raise ConfigError(f"a process may open {limit} files (ulimit -n): {num_workers} workers need {needed}")
 
 
-def main(folder: Path, engine_in: Connection, engine_out: Connection, owner: Owner, janitor: Janitor) -> None:
+def main(folder: Path, engine_in_fd: int, engine_out_fd: int, owner: Owner, janitor: Janitor) -> None:
     """Serve one engine, then end this process and everything that belongs to it."""
+    engine_in = Connection(engine_in_fd, writable=False)
+    engine_out = Connection(engine_out_fd, readable=False)
     supervisor: Supervisor | None = None
     down: EngineDown | None = None
     try:
