@@ -51,7 +51,8 @@ class Janitor:
 
     def send_home(self) -> None:
         """Everything is removed; returns when the janitor has ended."""
-        with contextlib.suppress(OSError):  # it was killed
+        self.socket.settimeout(GRACE_S)
+        with contextlib.suppress(OSError):  # it was killed, or is stopped
             self.socket.send(SENT_HOME)
             self.socket.recv(1)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import faulthandler
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
@@ -26,6 +24,7 @@ from seedmp.ids import WorkerName
 from seedmp.ipc.channel import send_on_pipe
 from seedmp.ipc.folder import log_path
 from seedmp.ipc.messages import WorkerFailed, WorkerReady
+from seedmp.workers.open_files import explain
 
 PR_SET_PDEATHSIG = 1
 MAX_TRACEBACK_CHARS = 8000
@@ -44,14 +43,6 @@ class WorkerSpec:
     name: WorkerName
     epoch: int
     beat_index: int
-
-
-def explain(error: BaseException) -> str:
-    """The words of an error; where descriptors ran out, with the limit."""
-    if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE):
-        return str(error)
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return f"{error}: a process may open {limit} (ulimit -n)"
 
 
 def die_with_parent() -> None:

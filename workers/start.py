@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from seedmp.workers.janitor import Janitor
@@ -26,8 +25,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     owner = Owner(args.owner)
     janitor = Janitor(args.folder, owner)
-    engine_in = Connection(args.engine_in, writable=False)
-    engine_out = Connection(args.engine_out, readable=False)
     from seedmp.workers import supervisor  # takes seconds
 
-    supervisor.main(args.folder, engine_in, engine_out, owner, janitor)
+    supervisor.main(args.folder, args.engine_in, args.engine_out, owner, janitor)

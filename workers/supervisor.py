@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import time
@@ -28,7 +27,7 @@ import torch
 import zmq  # noqa: F401  preloaded for the workers; no context is made here
 
 from seedmp.config import EngineConfig
-from seedmp.errors import ConfigError, SeedmpError
+from seedmp.errors import ConfigError
 from seedmp.ids import Incarnation, WorkerName
 from seedmp.ipc.channel import receive_on_pipe, send_on_pipe
 from seedmp.ipc.endpoints import draft_endpoint, engine_endpoint
@@ -46,9 +45,11 @@ from seedmp.ipc.span_ring import SpanRing, ring_path
 from seedmp.models.load import load_config
 from seedmp.trace import Activity
 from seedmp.workers.build import Build, SharedDraft, preload
+from seedmp.workers.down import Down, GaveUp, StartFailed
 from seedmp.workers.draft import DraftServer
 from seedmp.workers.janitor import Janitor
-from seedmp.workers.lifecycle import WorkerSpec, explain, run_worker
+from seedmp.workers.lifecycle import WorkerSpec, run_worker
+from seedmp.workers.open_files import allow_open_files, explain
 from seedmp.workers.owner import Owner
 
 TICK_S = 0.25
@@ -57,8 +58,6 @@ DUMP_S = 0.3
 RESTART_WINDOW_S = 60.0
 TIDY_S = 1.0
 RING_KEPT_S = 2.0  # after its writer's death: who reads rings looks for new ones more often
-STDERR = 2
-SPARE_FDS, FDS_A_WORKER = 24, 4
 
 
 @dataclass
@@ -284,7 +283,7 @@ class Supervisor:
         exitcode = worker.process.exitcode if worker.process.exitcode is not None else -1
         was_killed = exitcode < 0
         if not worker.is_ready and not (group.has_served and was_killed):
-            raise _StartFailed(worker, exitcode)
+            raise StartFailed(worker.spec, worker.failure, exitcode)
         lost = WorkerLost(str(worker.spec.name), worker.spec.epoch, exitcode)
         self._tell_engine(lost)
         now = time.monotonic()
@@ -292,7 +291,7 @@ class Supervisor:
         while self.deaths and now - self.deaths[0] > RESTART_WINDOW_S:
             self.deaths.popleft()
         if len(self.deaths) > self.config.max_restarts:
-            raise _GaveUp(worker, exitcode, len(self.deaths))
+            raise GaveUp(worker.spec, worker.failure, exitcode, len(self.deaths), RESTART_WINDOW_S)
         if name.draft is not None:
             verifier = self.workers.get(WorkerName(group.index))
             if verifier is not None and verifier.process.is_alive():  # else the whole group starts again
@@ -309,7 +308,7 @@ class Supervisor:
     def _check_deadlines(self) -> None:
         late = [worker for worker in self.workers.values() if not worker.is_ready]
         if late and time.monotonic() - self.started_s > self.config.ready_timeout_s and len(self.deaths) == 0:
-            raise _StartFailed(late[0], None)
+            raise StartFailed(late[0].spec, late[0].failure, None)
         now_ns = time.monotonic_ns()
         for worker in self.workers.values():
             silent_s = (now_ns - int(self.board[worker.spec.beat_index])) / 1e9
@@ -363,57 +362,10 @@ class _EngineGone(Exception):
     """The engine does not read any more."""
 
 
-class _Down(SeedmpError):
-    """Nothing can be served any more."""
-
-    kind = "WorkerError"
-
-    def __init__(self, worker: Worker, text: str) -> None:
-        super().__init__(text)
-        self.worker = worker
-
-
-class _StartFailed(_Down):
-    """A worker never became ready; it is not restarted blindly."""
-
-    def __init__(self, worker: Worker, exitcode: int | None) -> None:
-        why = "was not ready in time" if exitcode is None else f"ended before it was ready (exit code {exitcode})"
-        if worker.failure is not None:
-            why += f": {worker.failure.kind}: {worker.failure.text}"
-        super().__init__(worker, f"{worker.spec.name} {why}")
-        is_config = worker.failure is not None and worker.failure.kind == "ConfigError"
-        self.kind = "ConfigError" if is_config else "WorkerStartError"
-
-
-class _GaveUp(_Down):
-    """Workers die too often."""
-
-    def __init__(self, worker: Worker, exitcode: int, num_deaths: int) -> None:
-        failure = f": {worker.failure.kind}: {worker.failure.text}" if worker.failure is not None else ""
-        super().__init__(
-            worker,
-            f"{worker.spec.name} died (exit code {exitcode}){failure}; "
-            f"{num_deaths} deaths in {RESTART_WINDOW_S:.0f} s are more than max_restarts allows",
-        )
-
-
-def allow_open_files(num_workers: int) -> None:
-    """Let this process and the workers open as many files as the system allows.
-
-    Raises:
-        ConfigError: that is too few for so many workers.
-    """
-    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    first_free = os.dup(STDERR)
-    os.close(first_free)
-    needed = first_free + SPARE_FDS + FDS_A_WORKER * num_workers
-    if limit != resource.RLIM_INFINITY and limit < needed:
-        raise ConfigError(f"a process may open {limit} files (ulimit -n): {num_workers} workers need {needed}")
-
-
-def main(folder: Path, engine_in: Connection, engine_out: Connection, owner: Owner, janitor: Janitor) -> None:
+def main(folder: Path, engine_in_fd: int, engine_out_fd: int, owner: Owner, janitor: Janitor) -> None:
     """Serve one engine, then end this process and everything that belongs to it."""
+    engine_in = Connection(engine_in_fd, writable=False)
+    engine_out = Connection(engine_out_fd, readable=False)
     supervisor: Supervisor | None = None
     down: EngineDown | None = None
     try:
@@ -423,8 +375,8 @@ def main(folder: Path, engine_in: Connection, engine_out: Connection, owner: Own
         supervisor.watch()
     except (EOFError, _EngineGone):
         pass  # nobody is to be told
-    except _Down as error:
-        name = str(error.worker.spec.name)
+    except Down as error:
+        name = str(error.spec.name)
         down = EngineDown(error.kind, str(error), name, last_log(folder, name))
     except ConfigError as error:
         down = EngineDown("ConfigError", str(error), "supervisor", "")
