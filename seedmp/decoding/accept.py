@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from seedmp.checks import shown
 from seedmp.decoding.rules import RULES, rule_for
 from seedmp.errors import ConfigError, ProtocolError
 from seedmp.sampling import Noise, TargetLaw
@@ -123,7 +124,10 @@ def load_rule(name: str) -> AcceptRule:
     Raises:
         ConfigError: there is none.
     """
-    return RULES.load(name)()
+    rule = RULES.load(name)
+    if not (isinstance(rule, type) and issubclass(rule, AcceptRule)):
+        raise ConfigError(f"rule={name!r}: {shown(rule)} is not a subclass of seedmp.decoding.accept.AcceptRule")
+    return rule()
 
 
 def choose_rule(asked: str | None, kind: ProposalKind, target_temperature: float) -> AcceptRule:
