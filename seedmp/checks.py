@@ -186,7 +186,9 @@ def check_texts(
         ConfigError (or ``error``): it is no list, one of them is no text, or there are too many.
     """
     allowed = f"must be a list; every {what} must be {'text' if empty else 'a non-empty str'}"
-    if isinstance(value, str | bytes | bytearray | memoryview | dict) or not isinstance(value, Iterable):
+    value = plain(value)
+    refused = isinstance(value, str | bytes | bytearray | memoryview | dict) or not isinstance(value, Iterable)
+    if refused or not (_is_array(value) or not hasattr(value, "ndim")):
         raise error(f"{name}={shown(value)}: {allowed}")
     texts: list[str] = []
     for item in islice(_items(value), MAX_TEXTS + 1):

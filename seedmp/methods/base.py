@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
+from seedmp.checks import check_text
 from seedmp.sampling import SamplingParams
 from seedmp.token_tree.growmap import Growmap
 from seedmp.token_tree.opt_tree import AdaptiveShape
@@ -130,7 +131,7 @@ class Method(ABC):
         if self.rule is not None:
             from seedmp.decoding.accept import check_rule, load_rule  # imports torch; only for who names a rule
 
-            check_rule(load_rule(self.rule), self.drawing(SamplingParams()).kind, 1.0)
+            check_rule(load_rule(check_text("rule", self.rule)), self.drawing(SamplingParams()).kind, 1.0)
 
     def __str__(self) -> str:
         """The name and the settings, for people."""

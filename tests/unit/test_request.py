@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seedmp.errors import CancelledError, EngineDeadError, RequestTimeoutError
+from seedmp.errors import CancelledError, EngineDeadError, RejectedError, RequestTimeoutError
 from seedmp.request import RequestHandle, StreamChunk
 
 
@@ -37,3 +37,39 @@ def test_timeout_cancels() -> None:
     with pytest.raises(RequestTimeoutError, match="request 7 did not finish within 0 s"):
         handle.result(0)
     assert cancelled == [7]
+
+
+def test_a_timeout_that_is_none_is_refused_and_cancels_nothing() -> None:
+    cancelled: list[int] = []
+    handle = RequestHandle(7, cancelled.append)
+    for timeout in (-1, "5", True, float("nan")):
+        with pytest.raises(RejectedError, match=r"timeout=.*: must be a finite number of seconds"):
+            handle.result(timeout)  # type: ignore[arg-type]
+    assert cancelled == []
+
+
+def test_a_listener_that_raises_is_told_once_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    handle = RequestHandle(1, lambda _: None)
+    seen: list[StreamChunk | None] = []
+
+    def fail(chunk: StreamChunk | None) -> None:
+        raise KeyboardInterrupt
+
+    handle.listen(fail)
+    handle.listen(seen.append)
+    handle.push(StreamChunk("a", (1,)))
+    handle.finish(CancelledError("gone"))
+    assert [chunk and chunk.text for chunk in seen] == ["a", None]
+    assert len(caplog.records) == 1
+    with pytest.raises(RejectedError, match="listener=5: must be a function"):
+        handle.listen(5)  # type: ignore[arg-type]
+
+
+def test_a_future_that_its_owner_cancelled_ends_the_stream() -> None:
+    cancelled: list[int] = []
+    handle = RequestHandle(7, cancelled.append)
+    assert handle.future.cancel() and cancelled == [7]
+    handle.push(StreamChunk("a", (1,)))
+    handle.finish(EngineDeadError("late"))
+    with pytest.raises(CancelledError):
+        list(handle)
