@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from seedmp.errors import ConfigError, SeedmpError
+
+_LARGEST = sys.float_info.max
 
 
 def check_whole(
@@ -46,7 +48,7 @@ def check_number(
     Raises:
         ConfigError (or ``error``): it is not; a bool is no number.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
     if is_number and (value > low if above else value >= low) and (high is None or value <= high):
         return value  # type: ignore[no-any-return]
     if high is None:
