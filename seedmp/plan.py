@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +16,7 @@ from seedmp.errors import ConfigError
 from seedmp.methods.base import NO_DRAFT
 from seedmp.methods.registry import method_class
 from seedmp.models import pair
+from seedmp.plain_json import parse_json
 from seedmp.system import affinity_cores
 
 log = logging.getLogger(__name__)
@@ -219,10 +220,10 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(f"larger than {MAX_FILE_BYTES} bytes")
-        return Plan.from_plain(json.loads(file.read_text("utf-8")))
+        return Plan.from_plain(parse_json(file.read_bytes()))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # ConfigError too
+    except ValueError as error:  # ConfigError too
         text = str(error) if isinstance(error, ConfigError) else f"no plan: not JSON ({error})"
         raise ConfigError(f"{file}: {text}") from None
 
@@ -233,7 +234,8 @@ def read_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -sys.float_info.max <= value <= sys.float_info.max  # False for NaN; huge ints do not overflow
 
 
 def _is_same(name: str, planned: str | None, what: str) -> bool:

@@ -22,6 +22,7 @@ from seedmp import metrics
 from seedmp.checks import check_one_of, check_whole
 from seedmp.engine import Engine
 from seedmp.errors import ConfigError
+from seedmp.plain_json import parse_json
 from seedmp.reporting.output import check_folder
 from seedmp.search.evaluators import EVALUATORS, Evaluator, NoValue, make_evaluators
 from seedmp.search.generators import Generator, Sample, make_generator
@@ -249,7 +250,7 @@ class _Lines:
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 if number == 1:
                     self._check_head(row)
                 else:

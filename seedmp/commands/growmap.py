@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from seedmp.errors import ConfigError
+from seedmp.plain_json import parse_json
 from seedmp.reporting.output import check_output
 from seedmp.token_tree.growmap import MAX_GROWMAP_SIZE
 from seedmp.token_tree.growmap_draw import draw_svg, draw_text
@@ -191,10 +192,10 @@ def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
-        return json.loads(path.read_text("utf-8"))
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error})") from None
 
 

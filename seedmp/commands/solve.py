@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from seedmp.commands.arguments import add_engine, engine_settings, options_from
 from seedmp.errors import ConfigError
+from seedmp.plain_json import parse_json
 from seedmp.solve import SolveOptions, run_solve
 
 INTERRUPTED = 130
@@ -68,6 +68,6 @@ def _option(text: str) -> tuple[str, Any]:
     if not sign:
         raise ConfigError(f"--option {text!r}: must be NAME=VALUE")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value)
     except ValueError:
         return name, value

@@ -39,6 +39,7 @@ from seedmp.errors import ConfigError
 from seedmp.models.features import published_layers
 from seedmp.models.load import ModelSpec, fetch_folder, load_config, load_model
 from seedmp.models.weights import check_finite
+from seedmp.plain_json import parse_json
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # What other layouts call a tensor -> what the original EAGLE-1 layout calls it.
@@ -329,7 +330,7 @@ def _folder_of(path: str) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        plain = json.loads((folder / "config.json").read_text())
+        plain = parse_json((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"draft {str(folder)!r}: config.json cannot be read ({error})") from error
     if not isinstance(plain, dict):

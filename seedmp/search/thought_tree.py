@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seedmp.errors import ConfigError
+from seedmp.plain_json import parse_json
 
 FORMAT = "seedmp-thought-tree"
 VERSION = 1
@@ -173,7 +174,7 @@ class ThoughtTree:
 
     def save(self, path: str | Path, *, timings: bool = True) -> None:
         """Write JSON."""
-        Path(path).write_text(self.to_json(timings=timings) + "\n")
+        Path(path).write_text(self.to_json(timings=timings) + "\n", "utf-8")
 
     @classmethod
     def from_plain(cls, plain: Any) -> ThoughtTree:
@@ -209,10 +210,9 @@ class ThoughtTree:
             ConfigError: the file cannot be read or is no thought tree.
         """
         try:
-            plain = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
+            return cls.from_plain(parse_json(Path(path).read_bytes()))
+        except (OSError, ValueError) as error:  # ConfigError too
             raise ConfigError(f"{path}: {error}") from None
-        return cls.from_plain(plain)
 
 
 def states(path: Sequence[Thought]) -> list[str]:

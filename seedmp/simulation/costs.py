@@ -5,7 +5,6 @@ Written by ``seedmp profile`` (from a run) and by ``measure`` (in one process); 
 
 from __future__ import annotations
 
-import json
 import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from seedmp.checks import check_number, check_whole
 from seedmp.errors import ConfigError
+from seedmp.plain_json import parse_json
 
 FORMAT = 1
 MAX_POINTS = 4096
@@ -178,7 +178,7 @@ def load_costs(path: str | os.PathLike[str]) -> Costs:
     if file.is_dir():
         file = file / "costs.json"
     try:
-        return Costs.from_plain(json.loads(file.read_text("utf-8")))
+        return Costs.from_plain(parse_json(file.read_bytes()))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
     except (ValueError, ConfigError) as error:

@@ -57,7 +57,8 @@ def read_label(text: str, labels: Mapping[str, float], *names: str) -> float | N
 def read_choice(text: str, num_choices: int) -> int | None:
     """Index of the one number from 1 to ``num_choices`` in the first line; None when there is none or several."""
     for line in plain_lines(text)[:1]:
-        numbers = {int(number) for number in re.findall(r"\d+", line)}
-        if len(numbers) == 1 and 1 <= min(numbers) <= num_choices:
-            return min(numbers) - 1
+        numbers = {number.lstrip("0") for number in re.findall(r"[0-9]+", line)}
+        allowed = [str(number) for number in range(1, num_choices + 1)]
+        if len(numbers) == 1 and numbers <= set(allowed):
+            return allowed.index(numbers.pop())
     return None

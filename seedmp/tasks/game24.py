@@ -27,7 +27,7 @@ GOAL = 24
 NUM_NUMBERS = 4
 DEFAULT_NUM_PROBLEMS = 8
 MAX_MADE = 13  # numbers of made problems, as on cards
-MAX_EXPRESSION_CHARS = 200  # longer ones are refused before they are parsed
+MAX_CHARS = 200  # of an expression or a step; longer ones are refused before they are parsed
 
 Numbers = tuple[Fraction, ...]  # sorted
 WON: Numbers = (Fraction(GOAL),)
@@ -102,7 +102,7 @@ class Step:
 
 def parse_step(text: str) -> Step | None:
     """Read ``8 / 4 = 2 (left: 2 7 10)``; numbers may be fractions. None when it is something else."""
-    found = _STEP.fullmatch(text.strip())
+    found = _STEP.fullmatch(text.strip()) if len(text) <= MAX_CHARS else None
     if found is None:
         return None
     try:
@@ -115,7 +115,7 @@ def parse_step(text: str) -> Step | None:
 
 def evaluate(expression: str) -> tuple[Fraction, tuple[int, ...]] | None:
     """Value of an expression and the numbers in it, exactly; None when it is not one of + - * / over whole numbers."""
-    if len(expression) > MAX_EXPRESSION_CHARS or not re.fullmatch(r"[\d\s+\-*/()]+", expression):
+    if len(expression) > MAX_CHARS or not re.fullmatch(r"[\d\s+\-*/()]+", expression):
         return None
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
@@ -368,6 +368,8 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
     if isinstance(node, ast.BinOp) and type(node.op) in _AST_SIGNS:
         first, second = _value(node.left, numbers), _value(node.right, numbers)
         return _OPERATORS[_AST_SIGNS[type(node.op)]](first, second)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):  # what it makes, subtracting makes, too
+        return -_value(node.operand, numbers)
     raise ValueError("not an expression of + - * /")
 
 

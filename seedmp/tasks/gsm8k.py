@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,28 @@ from seedmp.tasks.chat import conversation, plain_lines, read_label
 from seedmp.tasks.jsonl import FieldError, read_problems, text_field
 
 EXAMPLES = Path(__file__).resolve().parent / "gsm8k_examples.jsonl"
-_NUMBER = r"\$?\s*(-?\d[\d,]*(?:\.\d+)?)"
+MAX_DIGITS = 300  # longer numbers are no answer
+
+# 1,200 or 12.50 or 1e3 or 1/2 or 1 1/2
+_NUMBER = r"(-?(?:\d[\d,]*\s+\d+/\d+|(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:/\d[\d,]*(?:\.\d+)?)?))"
 _FINAL = re.compile(rf"####\s*{_NUMBER}")
 _UNIT = r"(?: [A-Za-z][A-Za-z ]*)?"  # "62 dollars" is a number, "36 - 5 = 31" is a calculation
-_LOOSE_FINAL = re.compile(rf"(?:####\s*|(?:the )?(?:final )?answer(?: is|:)\s*){_NUMBER}{_UNIT}", re.IGNORECASE)
+_ANSWER_IS = r"(?:the )?(?:final )?answer(?: is|:)\s*"
+_LOOSE_FINAL = re.compile(rf"(?:####\s*|{_ANSWER_IS}(?:####\s*)?){_NUMBER}{_UNIT}", re.IGNORECASE)
 _ONLY_NUMBER = re.compile(rf"{_NUMBER}{_UNIT}")
+_HUGE = re.compile(r"[eE][+-]?\d{4}")  # times or through more than a googol
+_BOLD = re.compile(rf"\*\*{_NUMBER}{_UNIT}\.?\*\*")
+# Other spellings, as models write them, and ours. A boxed number is a final one, as after ####.
+_SPELLINGS = (
+    (re.compile(r"\\?\$|\\[()\[\]]"), ""),
+    (re.compile(r"[−–](?=\s*[\d.])"), "-"),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}"), r"\1/\2"),
+    (re.compile(r"(?<=\d)\s*(?:\\times|×|x|\*)\s*10\^\{?([+-]?\d+)\}?"), r"e\1"),
+    (re.compile(r"\\text\s*\{([^{}]*)\}"), r" \1"),
+    (re.compile(r"(?:####\s*)?\\boxed\s*\{([^{}]*)\}"), r"#### \1"),
+    (re.compile(r"####[\s*_({€£]*(-?)[\s*_({€£]*"), r"#### \1"),
+)
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -66,12 +84,43 @@ def load_gsm8k(path: Path | None = None, limit: int | None = None) -> list[Gsm8k
 
 
 def final_number(text: str) -> int | None:
-    """The number after the last ``####``, or None; 12.0 is whole, 12.5 is none of GSM8K's answers."""
-    found = _FINAL.findall(text)
-    if not found:
+    """The final number of an answer, or None; 12.0 and 24/2 are whole, 12.5 is none of GSM8K's answers."""
+    value = _read_number(_final_words(text))
+    return int(value) if value is not None and value.denominator == 1 else None
+
+
+def _final_words(text: str) -> str:
+    """The number after the last ``####`` or in the last box, or else the last bold one; empty when there is none."""
+    plain = _plain(text)
+    found = _FINAL.findall(plain) or _BOLD.findall(plain)
+    return str(found[-1]) if found else ""
+
+
+def _plain(text: str) -> str:
+    """Text with its numbers in our spelling, and final ones after ``####``."""
+    for spelling, ours in _SPELLINGS:
+        text = spelling.sub(ours, text)
+    return text
+
+
+def _read_number(words: str) -> Fraction | None:
+    """The exact value of what ``_NUMBER`` finds; None of nothing, of a division by 0, and of too many digits."""
+    if not words or len(words) > MAX_DIGITS or _HUGE.search(words):
         return None
-    whole, _, decimals = found[-1].replace(",", "").partition(".")
-    return None if decimals.strip("0") else int(whole)
+    parts = [part.partition("/") for part in words.lstrip("-").replace(",", "").split()]
+    try:
+        value = sum((Fraction(above) / Fraction(below or 1) for above, _, below in parts), Fraction())
+    except ZeroDivisionError:
+        return None
+    return -value if words[0] == "-" else value
+
+
+def _words_of(value: Fraction) -> str:
+    """A number as text, the same for equal values."""
+    if value.denominator == 1 or 10**12 % value.denominator:
+        return str(value)
+    digits = str(abs(value) * 10**12).rjust(13, "0")
+    return f"{'-' if value < 0 else ''}{digits[:-12]}.{digits[-12:].rstrip('0')}"
 
 
 class Gsm8k(Task[Gsm8kProblem]):
@@ -107,15 +156,15 @@ class Gsm8k(Task[Gsm8kProblem]):
     def read_thought(self, problem: Gsm8kProblem, path: Sequence[Thought], text: str) -> Parsed | None:
         lines = text.rstrip().split("\n")
         lines = lines if self._is_last(path) else lines[:1]
-        ends = [number for number, line in enumerate(lines, 1) if _FINAL.search(line)]
+        ends = [number for number, line in enumerate(lines, 1) if _FINAL.search(_plain(line))]
         kept = "\n".join(lines[: ends[0]] if ends else lines)
         return Parsed(kept, None, bool(ends)) if kept.strip() else None
 
     def answer(self, problem: Gsm8kProblem, path: Sequence[Thought]) -> str:
-        """The final number; empty when there is none."""
-        found = _FINAL.findall(path[-1].text) if path else []
-        number = final_number(path[-1].text) if path else None
-        return str(number) if number is not None else found[-1] if found else ""
+        """The final number, equal numbers in one spelling; empty when there is none."""
+        words = _final_words(path[-1].text) if path else ""
+        value = _read_number(words)
+        return words if value is None else _words_of(value)
 
     def is_correct(self, problem: Gsm8kProblem, path: Sequence[Thought]) -> bool:
         return bool(path) and problem.is_solved_by(path[-1].text)
@@ -163,7 +212,8 @@ class Gsm8kChat(Gsm8k):
         lines = plain_lines(text, "step")
         if not lines:
             return None
-        found = _LOOSE_FINAL.fullmatch(lines[0]) or (_ONLY_NUMBER.fullmatch(lines[0]) if self._is_last(path) else None)
+        line = _plain(lines[0])
+        found = _LOOSE_FINAL.fullmatch(line) or (_ONLY_NUMBER.fullmatch(line) if self._is_last(path) else None)
         kept = f"#### {found[1]}" if found else lines[0]
         if not found and (self._is_last(path) or "####" in kept):
             return None

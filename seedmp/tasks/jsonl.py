@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from seedmp.checks import check_whole
 from seedmp.errors import ConfigError
+from seedmp.plain_json import parse_json
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def read_problems(path: Path, what: str, limit: int | None, parse: Callable[[dic
     """Read the first problems of a file of one JSON object a line.
 
     Args:
-        path: UTF-8 text; empty lines are skipped.
+        path: UTF-8 text, with or without a byte order mark; empty lines are skipped.
         what: name of the format, for errors.
         limit: problems at most; None reads all. Lines after them are not looked at.
         parse: makes a problem of a record; raises FieldError.
@@ -33,7 +33,7 @@ def read_problems(path: Path, what: str, limit: int | None, parse: Callable[[dic
 
     def parse_line(line: str) -> T:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise FieldError(f"no JSON ({error}), there must be one object a line") from None
         if not isinstance(record, dict):
@@ -47,7 +47,7 @@ def read_lines(path: Path, what: str, limit: int | None, parse: Callable[[str], 
     """Read the first problems of a file of one problem a line, in any format.
 
     Args:
-        path: UTF-8 text; empty lines are skipped.
+        path: UTF-8 text, with or without a byte order mark; empty lines are skipped.
         what: name of the format, for errors.
         limit: problems at most; None reads all. Lines after them are not looked at.
         parse: makes a problem of a line, or None of one that has none (a header); raises FieldError.
@@ -58,7 +58,7 @@ def read_lines(path: Path, what: str, limit: int | None, parse: Callable[[str], 
     check_limit(limit)
     problems: list[T] = []
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8-sig") as file:
             for line_no, line in enumerate(file, start=1):
                 if len(problems) == limit:
                     break

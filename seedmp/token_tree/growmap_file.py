@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedmp.errors import ConfigError
+from seedmp.plain_json import parse_json
 from seedmp.reporting.output import check_output
 from seedmp.token_tree.growmap import MAX_GROWMAP_SIZE, Growmap
 
@@ -106,8 +107,8 @@ def from_json(text: str) -> Growmap:
         ConfigError: says what is wrong.
     """
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"no growmap: not JSON ({error})") from None
     if not isinstance(data, dict) or set(data) != {"seedmp_growmap", "num_children"}:
         raise ConfigError('no growmap: must be an object with the keys "seedmp_growmap" and "num_children"')

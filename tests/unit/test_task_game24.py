@@ -38,6 +38,9 @@ TABLE = "Rank,Puzzles,AMT (s),Solved rate,1-sigma Mean (s),1-sigma STD (s)\n"
         ((2, 4, 12, 4), "12 // 4 * 4 * 2", False),
         ((4, 4, 6, 8), "-4 + 4 + 24", False),
         ((4, 4, 6, 8), "-(4 - 4 - 6) * 4", False),
+        ((8, 8, 4, 4), "8 - (-8) + 4 + 4", True),
+        ((8, 8, 4, 4), "-(-8) + 8 + 4 + 4", True),
+        ((8, 8, 4, 4), "-(-8) + 8 + 4 - 4", False),
         ((4, 6, 1, 1), "4 * 6 / (1 - 1)", False),
         ((4, 6, 1, 1), "4 * 6 * 1 * 1 + ", False),
         ((4, 6, 1, 1), "4 * 6 * 1 * True", False),
@@ -53,6 +56,13 @@ TABLE = "Rank,Puzzles,AMT (s),Solved rate,1-sigma Mean (s),1-sigma STD (s)\n"
 )
 def test_expressions(numbers: tuple[int, ...], expression: str, is_right: bool) -> None:
     assert Game24Problem(numbers).is_solved_by(expression) is is_right
+
+
+def test_huge_numbers_are_no_step() -> None:
+    many = "1" * 5000
+    for text in (f"{many} - 1 = 1 (left: 1 2)", f"1 - 1 = 0 (left: 1 {many})", f"1 / 1.{many} = 1 (left: 1)"):
+        assert parse_step(text) is None
+    assert evaluate(many) is None
 
 
 def test_24_by_rounding_is_not_24() -> None:

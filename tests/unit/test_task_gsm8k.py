@@ -68,6 +68,53 @@ def test_numbers_that_are_not_whole(text: str, number: int | None, answer: str) 
     assert task.answer(PROBLEM, path) == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("#### 1/2", "0.5"),
+        ("#### 2/4", "0.5"),
+        ("#### -1/2", "-0.5"),
+        ("#### 1/3", "1/3"),
+        ("#### 1 1/2", "1.5"),
+        ("#### 62/2", "31"),
+        ("#### 1e3", "1000"),
+        ("#### 3.1e1", "31"),
+        ("#### 1.5 x 10^3", "1500"),
+        ("#### 1/0", "1/0"),
+        ("#### .5", "0.5"),
+        ("#### **31**", "31"),
+        ("**#### 31**", "31"),
+        ("#### __31__", "31"),
+        ("#### *31* eggs", "31"),
+        ("#### (31)", "31"),
+        ("#### -$31", "-31"),
+        ("#### \u221231", "-31"),
+        ("#### 31%", "31"),
+        ("#### 1{,}200", "1200"),
+        (r"\boxed{31}", "31"),
+        (r"#### $\boxed{31}$", "31"),
+        (r"So \[\boxed{\frac{62}{2}}\]", "31"),
+        (r"\boxed{31\text{ eggs}}", "31"),
+        (r"It is \boxed{7}, no: \boxed{31}.", "31"),
+        ("There are **5** and **31 eggs**.", "31"),
+        ("**5** are left.\n#### 31", "31"),
+    ],
+)
+def test_numbers_as_models_write_them(text: str, answer: str) -> None:
+    task = Gsm8k(depth=1)
+    path = walk(task, PROBLEM, text)
+    assert task.answer(PROBLEM, path) == answer
+    assert task.is_correct(PROBLEM, path) is (answer == "31")
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "1e999999999", "1e5000", f"1/{'3' * 5000}", f"0.{'1' * 5000}"])
+def test_numbers_with_too_many_digits_are_wrong_answers(digits: str) -> None:
+    task = Gsm8k(depth=1)
+    path = walk(task, PROBLEM, f"#### {digits}")
+    assert not task.is_correct(PROBLEM, path)
+    assert task.answer(PROBLEM, path) == digits
+
+
 def test_chat_history_is_in_every_prompt() -> None:
     task = Gsm8kChat()
     steps = ["How many eggs are there? 3 * 12 = 36.", "How many are left? 36 - 5 = 31."]
@@ -106,7 +153,16 @@ def test_chat_steps(text: str, kept: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["#### 31", "Step 3: #### 31.", "**Answer: 31**", "The final answer is $31.", "#### 31 eggs"]
+    "text",
+    [
+        "#### 31",
+        "Step 3: #### 31.",
+        "**Answer: 31**",
+        "The final answer is $31.",
+        "#### 31 eggs",
+        r"\boxed{31}",
+        r"The answer is $\boxed{31}$.",
+    ],
 )
 def test_chat_finals(text: str) -> None:
     task = Gsm8kChat()
@@ -117,7 +173,7 @@ def test_chat_finals(text: str) -> None:
 
 def test_chat_last_thought_is_a_number() -> None:
     task = Gsm8kChat(depth=1)
-    for text in (" 31", "$31", "31 eggs.", "#### 31"):
+    for text in (" 31", "$31", "31 eggs.", "#### 31", "**31**", r"\boxed{31}"):
         assert walk(task, PROBLEM, text)[0].text == "#### 31"
     for text in ("", "31 + 2", "many", "How many? 31"):
         assert task.read_thought(PROBLEM, [], text) is None
