@@ -23,6 +23,10 @@ class RejectedError(RequestError, ValueError):
     """The request can never be served as it stands (empty prompt, too long, bad parameter)."""
 
 
+class NumericalError(RequestError):
+    """The target's numbers overflowed to infinity or NaN for this text: it has no next token."""
+
+
 class CancelledError(RequestError):
     """The request was cancelled by its owner."""
 

@@ -103,6 +103,7 @@ class Outcome:
         next_token: after them.
         num_kept: how many of these tokens belong to the text, if a constraint ends it there.
         problem: why the request cannot go on, if it cannot.
+        problem_kind: the error class that says so.
     """
 
     branch_id: int
@@ -110,6 +111,7 @@ class Outcome:
     next_token: int
     num_kept: int | None = None
     problem: str = ""
+    problem_kind: str = "RequestError"
 
 
 @dataclass(frozen=True)

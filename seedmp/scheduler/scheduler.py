@@ -295,13 +295,13 @@ class Scheduler:
         return orders
 
     def _commit(self, branch: Branch, segment: Segment, outcome: Outcome, now_ns: int) -> list[Action]:
-        if branch.score:
-            self.forwards.give_back_tree(segment)
-            return [self._complete(branch, "score")]
         if outcome.problem:
             self.forwards.give_back_tree(segment)
             self._drop(branch)
-            return [self._fail(branch, "RequestError", outcome.problem)]
+            return [self._fail(branch, outcome.problem_kind, outcome.problem)]
+        if branch.score:
+            self.forwards.give_back_tree(segment)
+            return [self._complete(branch, "score")]
         new_ids = [*(segment.tree.token_ids[i] for i in outcome.accepted), outcome.next_token]
         stop = self._find_stop(branch, branch.generated_ids, new_ids)
         end = outcome.num_kept
