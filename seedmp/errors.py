@@ -24,7 +24,7 @@ class RejectedError(RequestError, ValueError):
 
 
 class NumericalError(RequestError):
-    """The target's numbers overflowed to infinity or NaN for this text: it has no next token."""
+    """The model's output for this request is not finite; other requests are not touched by it."""
 
 
 class CancelledError(RequestError):

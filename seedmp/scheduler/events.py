@@ -103,7 +103,7 @@ class Outcome:
         next_token: after them.
         num_kept: how many of these tokens belong to the text, if a constraint ends it there.
         problem: why the request cannot go on, if it cannot.
-        problem_kind: the error class that says so.
+        problem_kind: name of the error class.
     """
 
     branch_id: int
