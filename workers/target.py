@@ -10,8 +10,9 @@ import torch
 
 from seedmp.decoding.accept import DraftRows, accept, choose_rule
 from seedmp.decoding.constraint import Constrainer, regex_of
-from seedmp.errors import ProtocolError, RequestError
+from seedmp.errors import NumericalError, ProtocolError, RequestError
 from seedmp.ipc.messages import Proposal
+from seedmp.models.overflow import have_overflowed, may_have_overflowed
 from seedmp.models.rows import BranchRows, pack_rows
 from seedmp.models.runner import Runner
 from seedmp.sampling import Noise, TargetLaw
@@ -71,24 +72,39 @@ class TargetRunner:
         """Accept, reject and resample, or score; as ``run`` returns it."""
         outcomes: list[events.Outcome] = []
         scores: dict[int, np.ndarray] = {}
+        all_overflowed = np.zeros(len(logits), dtype=bool)
+        if may_have_overflowed(logits):
+            all_overflowed = have_overflowed(logits).cpu().numpy()
         first = 0
         for s in segments:
             if not s.verify:
                 continue
             rows = logits[first : first + 1 + len(s.tree)]
+            overflowed = all_overflowed[first : first + 1 + len(s.tree)]
             first += rows.shape[0]
-            if s.score:
-                scores[s.branch_id] = _log_probs(s.tree, rows)
-                outcomes.append(events.Outcome(s.branch_id, (), 0))
-                continue
             try:
-                outcomes.append(self._verify(s, rows))
+                if s.score:
+                    _check_numbers(s, overflowed[[0, *(1 + parent for parent in s.tree.parents)]])
+                    scores[s.branch_id] = _log_probs(s.tree, rows)
+                    outcomes.append(events.Outcome(s.branch_id, (), 0))
+                else:
+                    outcomes.append(self._verify(s, rows, overflowed))
             except RequestError as error:
-                outcomes.append(events.Outcome(s.branch_id, (), 0, problem=str(error)))
+                outcomes.append(
+                    events.Outcome(s.branch_id, (), 0, problem=str(error), problem_kind=type(error).__name__)
+                )
         return outcomes, scores
 
-    def _verify(self, s: actions.Segment, rows: torch.Tensor) -> events.Outcome:
-        """Apply the accept rule; what a constraint forbids is taken from the target's law before."""
+    def _verify(self, s: actions.Segment, rows: torch.Tensor, overflowed: np.ndarray) -> events.Outcome:
+        """Apply the accept rule; what a constraint forbids is taken from the target's law before.
+
+        Args:
+            rows: [1 + N, V] logits of the last token and the tree.
+            overflowed: [1 + N] bool, rows that say nothing.
+        """
+        _check_numbers(s, overflowed[:1])
+        if overflowed.any():
+            rows = rows.masked_fill(torch.from_numpy(overflowed).to(rows.device)[:, None], 0.0)
         constrained = None
         if s.params.is_constrained:
             if self.constrainer is None:
@@ -103,8 +119,25 @@ class TargetRunner:
             s.payload if isinstance(s.payload, DraftRows) else None,
             rows, law, Noise(s.params.seed, s.stream), position,
         )  # fmt: skip
-        num_kept = None if constrained is None else constrained.end(verdict.accepted, verdict.next_token)
-        return events.Outcome(s.branch_id, verdict.accepted, verdict.next_token, num_kept)
+        accepted, next_token = verdict.accepted, verdict.next_token
+        for depth, node_idx in enumerate(accepted):
+            if overflowed[1 + node_idx]:  # the text may end with this token; if not, the next round fails
+                accepted, next_token = accepted[:depth], s.tree.token_ids[node_idx]
+                break
+        num_kept = None if constrained is None else constrained.end(accepted, next_token)
+        return events.Outcome(s.branch_id, accepted, next_token, num_kept)
+
+
+def _check_numbers(s: actions.Segment, overflowed: np.ndarray) -> None:
+    """
+    Raises:
+        NumericalError: a row that is needed overflowed.
+    """
+    if overflowed.any():
+        raise NumericalError(
+            f"the target's numbers overflowed to infinity or NaN within the first {s.position + len(s.chain_ids)} "
+            "tokens of prompt and text, or in what was to be scored: the model gives no next token"
+        )
 
 
 @dataclass(frozen=True)

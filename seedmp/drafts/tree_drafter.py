@@ -22,6 +22,7 @@ from seedmp.decoding.propose import (
 )
 from seedmp.draft_order import DraftOrder
 from seedmp.ipc.messages import Proposal
+from seedmp.models.overflow import have_overflowed, may_have_overflowed
 from seedmp.models.rows import BranchRows, pack_rows
 from seedmp.models.runner import Runner
 from seedmp.sampling import Noise, Purpose
@@ -225,7 +226,12 @@ class TreeDrafter:
             logits = self.model.run_layer(active)
 
     def _add_layer(self, trees: list[TreeInProgress], logits: torch.Tensor) -> None:
-        """Choose children; tasks that choose alike are served together."""
+        """Choose children; tasks that choose alike are served together.
+
+        A row that overflowed proposes anything: the target will say what it holds of it.
+        """
+        if may_have_overflowed(logits):
+            logits = logits.where(~have_overflowed(logits)[:, None] | (logits == -torch.inf), 0.0)
         alike: dict[Choice, list[tuple[TreeInProgress, int]]] = {}
         first = 0
         for tree in trees:

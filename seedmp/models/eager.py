@@ -19,6 +19,7 @@ from seedmp.ipc.arena import NUM_GHOSTS, publish_barrier
 from seedmp.models.branch_attention import Attention, Reach, attending, layer_reaches, route_attention, split_by_branch
 from seedmp.models.buckets import Buckets
 from seedmp.models.features import FeatureTap
+from seedmp.models.overflow import Spoilt, are_sound, may_have_overflowed
 from seedmp.models.rows import Rows
 
 GATHER_SLACK = 64  # columns; below that, masking unused slots is cheaper than gathering the used ones
@@ -55,7 +56,8 @@ class ArenaCache(Cache):
     """A transformers cache whose keys and values live in an arena, at slots that the caller chose.
 
     ``update`` writes K and V of the T rows at ``slots`` and returns the columns that this forward may
-    read: a view of the arena up to the last slot needed, or the gathered ``columns``.
+    read: a view of the arena up to the last slot needed, or the gathered ``columns``. With ``overflowed``, rows that
+    are not sound are noted there and written as 0.
     """
 
     def __init__(self, arena: torch.Tensor) -> None:
@@ -64,6 +66,7 @@ class ArenaCache(Cache):
         self.slots = torch.empty(0, dtype=torch.long)
         self.columns: torch.Tensor | None = None
         self.num_columns = 0
+        self.overflowed: torch.Tensor | None = None  # [T] bool
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0  # positions and mask are always given
@@ -73,6 +76,10 @@ class ArenaCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write [1, H, T, D] keys and values, return [1, H, K, D] views."""
         layer = self.arena[layer_idx]
+        if self.overflowed is not None:
+            is_sound = are_sound(key_states[0], (0, 2)) & are_sound(value_states[0], (0, 2))
+            self.overflowed |= ~is_sound
+            key_states, value_states = (x.where(is_sound[:, None], 0.0) for x in (key_states, value_states))
         layer[0].index_copy_(0, self.slots, key_states[0].transpose(0, 1))
         layer[1].index_copy_(0, self.slots, value_states[0].transpose(0, 1))
         columns = layer[:, : self.num_columns] if self.columns is None else layer.index_select(1, self.columns)
@@ -112,6 +119,7 @@ class EagerRunner:
         self._cache = ArenaCache(arena)
         self._tap = tap
         self._buckets = buckets
+        self._spoilt = Spoilt(arena.shape[2])
         self._floor = torch.finfo(self.dtype).min
         self._is_routed = route_attention(model)
         self._reaches = layer_reaches(model.config)
@@ -121,7 +129,12 @@ class EagerRunner:
         """As ``Runner.run``."""
         inputs = self.prepare(rows)
         start_ns = time.monotonic_ns()
-        logits = self._launch(inputs)
+        logits, overflowed = self._launch(inputs), None
+        if may_have_overflowed(logits) or not (shows_all(rows) or self._wrote_soundly(inputs)):
+            logits, overflowed = self._launch_guarded(rows, inputs)
+        spoilt = self._spoilt.note(rows, overflowed)
+        if spoilt is not None and len(rows.wanted):
+            logits = logits.masked_fill(self._on_device(spoilt[rows.wanted])[:, None], torch.nan)
         self.busy_ns += time.monotonic_ns() - start_ns
         if self._tap is not None and self._tap.arena is not None:
             publish_barrier(self._tap.arena)  # drafts are told of the slots next
@@ -165,6 +178,30 @@ class EagerRunner:
         if self._tap is not None:
             self._tap.store(inputs.slots[: inputs.num_rows])
         return logits[: inputs.num_wanted, : self.vocab_size]
+
+    def _wrote_soundly(self, inputs: Inputs) -> bool:
+        return bool(are_sound(self._cache.arena.index_select(2, inputs.slots)))
+
+    def _launch_guarded(self, rows: Rows, inputs: Inputs) -> tuple[torch.Tensor, np.ndarray]:
+        """The same again, after some row overflowed: it may have spoilt the rows beside it, or been spoilt itself.
+
+        Returns:
+            the logits, and [T] bool rows whose K or V overflowed; the arena has 0 instead.
+        """
+        arena = self._cache.arena
+        num_read = arena.shape[2] if inputs.columns is None and inputs.attention.split is None else 0
+        num_read = max(min(num_read, inputs.num_columns), rows.allowed.shape[1])
+        is_stale = ~are_sound(arena[:, :, :num_read], (0, 1, 3, 4))
+        is_stale[inputs.slots[inputs.slots < num_read]] = False  # written again
+        stale = is_stale.nonzero()[:, 0]
+        arena.index_fill_(2, stale, 0)
+        self._spoilt.add(stale.cpu().numpy())
+        self._cache.overflowed = torch.zeros(len(inputs.slots), dtype=torch.bool, device=self.device)
+        try:
+            logits = self._launch(inputs)
+            return logits, self._cache.overflowed[: inputs.num_rows].cpu().numpy()
+        finally:
+            self._cache.overflowed = None
 
     def _call(self, inputs: Inputs) -> torch.Tensor:
         """[W, V or more] logits."""
@@ -218,6 +255,11 @@ class EagerRunner:
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
+
+
+def shows_all(rows: Rows) -> bool:
+    """Whether an overflow of any row shows in the wanted logits: all others are followed by a wanted row."""
+    return all(len(b) - b.num_wanted < max(1, len(b.chain_ids)) for b in rows.branches)
 
 
 def _fill_columns(allowed: np.ndarray, num: int) -> np.ndarray:

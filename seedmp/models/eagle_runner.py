@@ -46,15 +46,16 @@ class HeadRunner(EagerRunner):
         with torch.inference_mode():
             features = features.to(self.device, self.head.fc.weight.dtype)
             self._features = features if own else self.head.fuse(features)
-        return self.run(rows)
+            logits = self.run(rows)
+            return logits.index_fill_(1, self._unreal, -torch.inf) if len(self._unreal) else logits
 
     def _call(self, inputs: Inputs) -> torch.Tensor:
         made = self.head(
             inputs.token_ids, self._features[None], inputs.positions, inputs.attention.any_mask, self._cache
         )[0]
         self.own_features = made[inputs.keep]
-        logits = self.head.logits(self.own_features)
-        return logits.index_fill_(1, self._unreal, -torch.inf) if len(self._unreal) else logits
+        logits: torch.Tensor = self.head.logits(self.own_features)
+        return logits
 
 
 def head_rows(rows: Rows) -> tuple[Rows, np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from seedmp.checks import shown
-from seedmp.decoding.rules import GREEDY, rule_for
+from seedmp.decoding.accept import GREEDY, rule_for
 from seedmp.errors import RejectedError
 from seedmp.ipc import codec
 from seedmp.ipc.messages import Submit
