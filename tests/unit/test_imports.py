@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"trace"},
     # Which rule a tree needs: names alone, until somebody asks for a rule of his own.
     "methods": {"decoding", "sampling", "token_tree"},
-    "token_tree": {"reporting"},
+    "token_tree": {"plain_json", "reporting"},
     "decoding": {"sampling", "token_tree"},
     "draft_order": {"token_tree"},
     "request": {"metrics"},
@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # metrics: records that messages nest.
     "ipc": {"draft_order", "metrics", "sampling", "token_tree", "trace"},
     "kv": set(),
-    "models": {"ipc", "token_tree"},
+    "models": {"ipc", "plain_json", "token_tree"},
     # Of kv, what is pure (tested below): the slot bookkeeping is part of the decision.
     "scheduler": {"config", "draft_order", "kv", "methods", "metrics", "sampling", "token_tree"},
     # A draft kind says what its drafts run and how their trees grow.
@@ -64,21 +64,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"config", "ipc", "request", "sampling", "system", "trace"},
     "branch": {"request", "sampling"},
     # Settings by name, the bundled pair, the cores of this node, what a method's drafts are.
-    "plan": {"config", "methods", "models", "system"},
+    "plan": {"config", "methods", "models", "plain_json", "system"},
     # decoding.constraint: a broken constraint is refused before any work. profiling.profile: Engine.profile; that
     # module knows observers, not the engine.
     "engine": {"branch", "client", "config", "decoding", "drafts", "ipc", "methods", "metrics", "models", "plan"}
     | {"profiling", "request", "sampling", "trace"},
     "async_engine": {"client", "engine", "request", "sampling"},
     # search.task and search.thought_tree alone (tested below): what a task implements.
-    "tasks": {"search"},
+    "tasks": {"plain_json", "search"},
     # It knows no task: users bring their own.
-    "search": {"engine", "metrics", "reporting", "request", "sampling"},
-    "solve": {"engine", "metrics", "reporting", "search", "tasks"},
+    "search": {"engine", "metrics", "plain_json", "reporting", "request", "sampling"},
+    "solve": {"engine", "metrics", "plain_json", "reporting", "search", "tasks"},
     # methods: how many ended texts a lookup keeps. models: what an inflated model weighs.
     "measuring": {"config", "engine", "methods", "metrics", "models", "request", "sampling", "system"},
     # The simulator is a host of the real scheduler.
-    "simulation": {"config", "draft_order", "metrics", "sampling", "scheduler", "token_tree"},
+    "simulation": {"config", "draft_order", "metrics", "plain_json", "sampling", "scheduler", "token_tree"},
     # simulation: a profile is priced for the simulator.
     "profiling": {"client", "config", "engine", "ipc", "measuring", "metrics", "reporting", "sampling"}
     | {"simulation", "system", "trace"},
