@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-# `-m` has put the current folder before every library, a file `html.py` in it included. What is of the user's own may
-# still be found there, after everything else.
+# `-m` has put the current folder before every library, a `torch.py` that somebody left there included. The command
+# `seedmp` does not look there either: a part of the user's own is found by PYTHONPATH.
 if not getattr(sys.flags, "safe_path", False):
-    sys.path.append(sys.path.pop(0))
+    del sys.path[0]
 
 from seedmp.commands.main import main
 

@@ -57,7 +57,7 @@ def test_an_error_that_nobody_can_read_keeps_its_status() -> None:
         assert seedmp(["growmap", "show", "no such"], redirect, stdout=subprocess.DEVNULL).returncode == cli.EXIT_ERROR
 
 
-PLANTED = ("html", "zmq", "torch", "numpy", "json", "pathlib", "socket", "seedmp", "transformers", "msgpack")
+PLANTED = ("html", "zmq", "torch", "numpy", "json", "pathlib", "socket", "seedmp", "transformers", "msgpack", "triton")
 
 
 @pytest.fixture
