@@ -34,8 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "checks": set(),
     "registry": set(),
-    # A setting names a method.
-    "config": {"methods", "models"},
+    # Settings name a method and a runner; threads are a share of the cores.
+    "config": {"methods", "models", "system"},
     "system": set(),
     "sampling": set(),
     "trace": set(),
