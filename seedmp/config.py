@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import os
 import sys
 from dataclasses import InitVar, dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from seedmp.methods.base import Method
 from seedmp.methods.registry import METHODS, make_method, method_from_plain, method_to_plain, name_of
 from seedmp.models.runner import RUNNERS
 from seedmp.registry import Registry, import_folder
+from seedmp.system import affinity_cores
 
 
 class Schedule(enum.Enum):
@@ -192,8 +192,7 @@ class EngineConfig:
 
     def threads(self) -> tuple[int, int]:
         """CPU threads of a verifier and of a draft."""
-        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.target_threads or max(1, num_cores // self.num_groups), self.draft_threads or 1
+        return self.target_threads or max(1, affinity_cores() // self.num_groups), self.draft_threads or 1
 
     def to_plain(self) -> dict[str, Any]:
         """A JSON-able dictionary that ``from_plain`` reads back."""

@@ -54,8 +54,9 @@ def make_proposal(
     row_ids: np.ndarray | None = None,
     row_probs: np.ndarray | None = None,
     draws: tuple[int, ...] = (),
+    clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Proposal:
-    """The answer to a task, complete now.
+    """The answer to a task; its tree is ready now.
 
     Args:
         task: that is answered.
@@ -66,10 +67,11 @@ def make_proposal(
         row_ids: [I, m] int32 tokens of the law of each internal node; None: the tree is deterministic.
         row_probs: [I, m] float32, their probabilities.
         draws: [M] node of each draw of an iid tree; empty if no two siblings were equal.
+        clock_ns: says when now is.
     """
     no_law = np.empty((0, 0))
     return Proposal(
-        task.branch_id, task.round, task.epoch, started_ns, time.monotonic_ns(), forward_ns, tree.token_ids,
+        task.branch_id, task.round, task.epoch, started_ns, clock_ns(), forward_ns, tree.token_ids,
         tree.parents, tree.kind, (no_law if row_ids is None else row_ids).astype("<i4"),
         (no_law if row_probs is None else row_probs).astype("<f4"),
         (NOT_DRAFTED,) * len(tree) if drafted_idx is None else drafted_idx, draws,

@@ -21,13 +21,14 @@ from seedmp.decoding.propose import (
     propose_coupled,
 )
 from seedmp.draft_order import DraftOrder
+from seedmp.drafts.base import make_proposal
 from seedmp.ipc.messages import Proposal
 from seedmp.models.overflow import have_overflowed, may_have_overflowed
 from seedmp.models.rows import BranchRows, pack_rows
 from seedmp.models.runner import Runner
 from seedmp.sampling import Noise, Purpose
 from seedmp.token_tree.growmap import Growmap
-from seedmp.token_tree.opt_tree import NOT_DRAFTED, AdaptiveTreeBuilder, Layer
+from seedmp.token_tree.opt_tree import AdaptiveTreeBuilder, Layer
 from seedmp.token_tree.static_tree import GrownStaticTree, StaticTreeBuilder
 from seedmp.token_tree.tree import ProposalKind
 
@@ -51,14 +52,10 @@ class Choice:
 
 
 class TreeInProgress:
-    """One task while its tree grows: the builder decides about nodes, this knows slots, noise and laws.
-
-    Args:
-        task: read here and nowhere else.
-    """
+    """One task while its tree grows: the builder decides about nodes, this knows slots, noise and laws."""
 
     def __init__(self, task: DraftOrder) -> None:
-        self.ids = task.branch_id, task.round, task.epoch
+        self.task = task
         self.choice = Choice.of(task)
         self.noise = Noise(task.seed, task.stream)
         num_pending = len(task.pending_ids)
@@ -292,12 +289,14 @@ class TreeDrafter:
 
     def _proposal(self, tree: TreeInProgress, started_ns: int, busy_before_ns: int) -> Proposal:
         grown = tree.builder.grown()
-        no_law = [np.empty((0, 0))]
-        return Proposal(
-            *tree.ids, started_ns, self.clock_ns(), self.model.busy_ns - busy_before_ns,
-            grown.tree.token_ids, grown.tree.parents, grown.tree.kind,
-            np.concatenate(tree.row_ids or no_law).astype("<i4"),
-            np.concatenate(tree.row_probs or no_law).astype("<f4"),
-            grown.drafted_idx if self.model.keeps_nodes else (NOT_DRAFTED,) * len(grown.tree),
-            grown.draws if isinstance(grown, GrownStaticTree) else (),
-        )  # fmt: skip
+        return make_proposal(
+            tree.task,
+            grown.tree,
+            started_ns,
+            forward_ns=self.model.busy_ns - busy_before_ns,
+            drafted_idx=grown.drafted_idx if self.model.keeps_nodes else None,
+            row_ids=np.concatenate(tree.row_ids) if tree.row_ids else None,
+            row_probs=np.concatenate(tree.row_probs) if tree.row_probs else None,
+            draws=grown.draws if isinstance(grown, GrownStaticTree) else (),
+            clock_ns=self.clock_ns,
+        )

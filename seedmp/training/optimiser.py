@@ -58,7 +58,7 @@ class Muon:
     def step(self, rate: float) -> None:
         """Move the matrices along their gradients, which are the same in every process."""
         for shape, group in self._groups.items():
-            gradient = torch.stack([_lying(_grad(matrix)) for matrix in group])
+            gradient = torch.stack([_wide(_grad(matrix)) for matrix in group])
             momentum = self.momenta[shape].lerp_(gradient, 1 - MOMENTUM)
             nesterov = gradient.lerp_(momentum, MOMENTUM)
             for matrix, update in zip(group, self._orthogonal(nesterov), strict=True):
@@ -140,5 +140,5 @@ def _grad(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def _lying(matrix: Tensor) -> Tensor:
+def _wide(matrix: Tensor) -> Tensor:
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

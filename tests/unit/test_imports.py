@@ -35,8 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),
     "plain_json": set(),
     "registry": set(),
-    # A setting names a method.
-    "config": {"methods", "models"},
+    # Settings name a method and a runner; threads are a share of the cores.
+    "config": {"methods", "models", "system"},
     "system": set(),
     "sampling": set(),
     "trace": set(),
