@@ -90,6 +90,8 @@ class Engine:
         load_config(ModelSpec(self.config.target, self.config.target_shape))
         draft_kind = make_draft_kind(self.config)
         draft_kind.check()
+        if launcher is not None and not callable(getattr(launcher, "start", None)):
+            raise ConfigError(f"launcher={shown(launcher)}: must be a seedmp.launch.Launcher, or None")
         self.folder = make_runtime_dir()
         self._ending = contextlib.ExitStack()  # what close() does, last first
         try:
@@ -164,6 +166,7 @@ class Engine:
         Raises:
             RejectedError: a prompt or a parameter cannot be served.
         """
+        params = SamplingParams.of(params)
         drawn = params if params.best_of is None else replace(params, n=params.best_of, best_of=None)
         handles: list[RequestHandle] = []
         try:

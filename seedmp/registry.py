@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from seedmp.checks import shown
 from seedmp.errors import ConfigError
 
 PartT = TypeVar("PartT")
@@ -43,17 +44,18 @@ class Registry(Generic[PartT]):
         module_name, colon, attribute = where.partition(":")
         if not (colon and module_name and attribute):
             raise ConfigError(
-                f"{self.setting}={name!r}: must be one of {', '.join(self.table)}, "
+                f"{self.setting}={shown(name)}: must be one of {', '.join(self.table)}, "
                 "or module:attribute for a part of your own"
             )
         if module_name == "__main__":
             raise ConfigError(
-                f"{self.setting}={name!r}: worker processes cannot import __main__: put the part into a file of its own"
+                f"{self.setting}={shown(name)}: worker processes cannot import __main__: "
+                "put the part into a file of its own"
             )
         try:
             part: PartT = getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{self.setting}={name!r}: {error}") from error
+            raise ConfigError(f"{self.setting}={shown(name)}: {error}") from error
         return part
 
 

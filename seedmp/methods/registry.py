@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from seedmp.checks import plain, plain_parts
+from seedmp.checks import plain, plain_parts, shown
 from seedmp.errors import ConfigError
 from seedmp.methods.base import Method
 from seedmp.registry import Registry
@@ -93,5 +93,5 @@ def method_class(method: object) -> type[Method]:
     """
     cls = type(method) if isinstance(method, Method) else METHODS.load(method)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise ConfigError(f"method={method!r}: {cls!r} is not a subclass of seedmp.methods.base.Method")
+        raise ConfigError(f"method={shown(method)}: {cls!r} is not a subclass of seedmp.methods.base.Method")
     return cls
