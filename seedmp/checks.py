@@ -37,10 +37,10 @@ def plain(value: Any) -> Any:
     return value
 
 
-def plain_parts(value: Any) -> Any:
-    """``plain`` for all that is in lists and tuples, too; an array becomes a list."""
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(map(plain_parts, value))
+def plain_parts(value: Any, depth: int = 2) -> Any:
+    """``plain`` for all that is in lists and tuples, ``depth`` levels down; an array becomes a list."""
+    if type(value) in (list, tuple) and depth > 0:
+        return type(value)(plain_parts(item, depth - 1) for item in value)
     return list(_items(value)) if _is_array(value) else plain(value)
 
 
@@ -251,7 +251,9 @@ def check_path(name: str, value: Any, *, error: type[SeedmpError] = ConfigError)
     """
     path = os.fspath(value) if isinstance(value, os.PathLike) else plain(value)
     if isinstance(path, str) and path and "\0" not in path:
-        return str.__str__(path)
+        with contextlib.suppress(UnicodeEncodeError):  # half of a surrogate pair
+            os.fsencode(path)
+            return str.__str__(path)
     raise error(f"{name}={shown(value)}: must be a path, as text or as a pathlib.Path")
 
 

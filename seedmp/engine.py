@@ -93,6 +93,8 @@ class Engine:
         load_config(ModelSpec(self.config.target, self.config.target_shape))
         draft_kind = make_draft_kind(self.config)
         draft_kind.check()
+        if launcher is not None and not callable(getattr(launcher, "start", None)):
+            raise ConfigError(f"launcher={shown(launcher)}: must be a seedmp.client.launch.Launcher, or None")
         hold_standard_descriptors()
         self._pid = os.getpid()
         runtime = RuntimeFolder()
@@ -178,6 +180,7 @@ class Engine:
         Raises:
             RejectedError: a prompt or a parameter cannot be served.
         """
+        params = SamplingParams.of(params)
         drawn = params if params.best_of is None else replace(params, n=params.best_of, best_of=None)
         handles: list[RequestHandle] = []
         try:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from seedmp.checks import shown
 from seedmp.errors import ConfigError
 
 PartT = TypeVar("PartT")
@@ -45,24 +46,25 @@ class Registry(Generic[PartT]):
         module_name, colon, attribute = where.partition(":")
         if not (colon and module_name and attribute):
             raise ConfigError(
-                f"{self.setting}={name!r}: must be one of {', '.join(self.table)}, "
+                f"{self.setting}={shown(name)}: must be one of {', '.join(self.table)}, "
                 "or module:attribute for a part of your own"
             )
         if module_name == "__main__":
             raise ConfigError(
-                f"{self.setting}={name!r}: worker processes cannot import __main__: put the part into a file of its own"
+                f"{self.setting}={shown(name)}: worker processes cannot import __main__: "
+                "put the part into a file of its own"
             )
         try:
             found = _import(module_name, attribute)
         except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{self.setting}={name!r}: {error}") from error
+            raise ConfigError(f"{self.setting}={shown(name)}: {error}") from error
         if self.extends is not None:
             base_module, _, base = self.extends.partition(":")
             if not (isinstance(found, type) and issubclass(found, _import(base_module, base))):
-                raise ConfigError(f"{self.setting}={name!r}: must be a class that extends {base_module}.{base}")
+                raise ConfigError(f"{self.setting}={shown(name)}: must be a class that extends {base_module}.{base}")
             missing = sorted(getattr(found, "__abstractmethods__", ()))
             if missing:
-                raise ConfigError(f"{self.setting}={name!r}: the class must define {', '.join(missing)}")
+                raise ConfigError(f"{self.setting}={shown(name)}: the class must define {', '.join(missing)}")
         part: PartT = found
         return part
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from seedmp.checks import shown
 from seedmp.errors import ConfigError
 from seedmp.methods.base import Drawing, EngineSettings, Method, sampled
 from seedmp.sampling import SamplingParams
@@ -34,10 +35,11 @@ def growmap_counts(given: GivenGrowmap) -> tuple[int, ...]:
     try:
         growmap = parse_growmap(given)
     except ConfigError as error:
-        raise ConfigError(f"growmap={given!r}: {error}") from error
+        raise ConfigError(f"growmap={shown(given)}: {error}") from error
     if not 1 <= growmap.num_nodes <= MAX_TREE_NODES:
         raise ConfigError(
-            f"growmap={given!r}: {growmap.num_nodes} draft tokens; must be 1 to {MAX_TREE_NODES}, the root not counted"
+            f"growmap={shown(given)}: {growmap.num_nodes} draft tokens; must be 1 to {MAX_TREE_NODES}, "
+            "the root not counted"
         )
     return growmap.num_children
 
