@@ -234,8 +234,9 @@ def read_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
 
 
 def _is_number(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and -sys.float_info.max <= value <= sys.float_info.max  # False for NaN; huge ints do not overflow
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max  # False for NaN; huge ints do not overflow
 
 
 def _is_same(name: str, planned: str | None, what: str) -> bool:

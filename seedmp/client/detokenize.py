@@ -110,9 +110,16 @@ class Detokenizer:
         return _reads_token_by_token(self.tokenizer)
 
     @cached_property
+    def _tells_tokens(self) -> bool:
+        """Whether its vocabulary can be asked for; of any other object only ``decode`` is used."""
+        from transformers import PreTrainedTokenizerBase
+
+        return isinstance(self.tokenizer, PreTrainedTokenizerBase)
+
+    @cached_property
     def _special(self) -> Mapping[int, str]:
         """Special tokens by id."""
-        if self.tokenizer is None:
+        if self.tokenizer is None or not self._tells_tokens:
             return {}
         if not self.tokenizer.is_fast:
             return dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
@@ -122,7 +129,7 @@ class Detokenizer:
     @cached_property
     def _byte_ids(self) -> frozenset[int]:
         """Ids of tokens that are one byte of a character, as SentencePiece writes them."""
-        if self.tokenizer is None:
+        if self.tokenizer is None or not self._tells_tokens:
             return frozenset()
         vocabulary = self.tokenizer.get_vocab()
         names = [f"<0x{byte:{form}}>" for byte in range(256) for form in ("02X", "02x")]
@@ -135,7 +142,7 @@ class Detokenizer:
         Both are empty if the tokenizer makes the same text of a token anywhere.
         """
         assert self.tokenizer is not None
-        if self.tokenizer.is_fast and _decoder_kinds(self.tokenizer) == ["ByteLevel"]:
+        if not self._tells_tokens or (self.tokenizer.is_fast and _decoder_kinds(self.tokenizer) == ["ByteLevel"]):
             return [], ""
         found: tuple[list[int], str] = ([], "")
         for token_ids in self._words():
