@@ -147,7 +147,7 @@ def expected(engine: Engine) -> list[tuple[int, ...]]:
 def context() -> Iterator[zmq.Context[Any]]:
     context = zmq.Context()
     yield context
-    context.destroy(linger=5000)
+    context.term()
 
 
 def serve_while(engine: Engine, expected: list[tuple[int, ...]], thread: threading.Thread) -> int:
@@ -196,6 +196,8 @@ def test_noise_from_a_valid_peer(
                 for peer in peers:
                     peer.receive()
                 time.sleep(0.005)
+        for peer in peers:
+            peer.socket.close()
         print([dict(peer.received) for peer in peers])
 
     thread, watch = threading.Thread(target=send), Watch(engine)
