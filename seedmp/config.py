@@ -147,8 +147,9 @@ class EngineConfig:
     def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
         """Every field as Python and JSON know it; a field that is not here reaches no worker."""
         POLICIES.load(self.policy)
-        if self.runner not in RUNNERS.names():  # built-in ones are imported where they run
-            RUNNERS.load(self.runner)
+        runner = check_text("runner", self.runner)
+        if runner not in RUNNERS.names():  # built-in ones are imported where they run
+            RUNNERS.load(runner)
         whole = {
             "num_drafts": (1, 64), "kv_slots": (64, 1 << 26), "max_forward_tokens": (16, 1 << 16),
             "draft_top_m": (1, 1 << 20), "max_restarts": (0, 1 << 20),
@@ -163,7 +164,7 @@ class EngineConfig:
             **{name: None if shape is None else check_text(name, shape) for name, shape in shapes.items()},
             "schedule": _member(Schedule, "schedule", self.schedule),
             "policy": check_text("policy", self.policy),
-            "runner": check_text("runner", self.runner),
+            "runner": runner,
             "method": make_method(self.method, given),
             "dtype": check_one_of("dtype", self.dtype, DTYPES),
             "placement": _placement(self.placement),

@@ -29,6 +29,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from seedmp.checks import shown
 from seedmp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def get_shape(name: str) -> Shape:
         ConfigError: there is none.
     """
     if name not in SHAPES:
-        raise ConfigError(f"shape={name!r}: must be one of {', '.join(SHAPES)}")
+        raise ConfigError(f"shape={shown(name)}: must be one of {', '.join(SHAPES)}")
     return SHAPES[name]
 
 

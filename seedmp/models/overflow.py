@@ -34,7 +34,8 @@ def are_sound(numbers: torch.Tensor, dim: int | tuple[int, ...] | None = None) -
         numbers: of any shape.
         dim: dimensions that are judged together; None is all.
     """
-    return torch.linalg.vector_norm(numbers, dim=dim, dtype=torch.float32) <= LARGEST  # a NaN is not
+    sound: torch.Tensor = torch.linalg.vector_norm(numbers, dim=dim, dtype=torch.float32) <= LARGEST  # a NaN is not
+    return sound
 
 
 class Spoilt:
@@ -65,8 +66,9 @@ class Spoilt:
         """
         if overflowed is None and not self._num:
             return None
-        self._slots[rows.slots] = False if overflowed is None else overflowed
-        spoilt: np.ndarray = rows.allowed[:, self._slots[: rows.allowed.shape[1]]].any(axis=1)
+        self._slots[rows.slots] = np.zeros(len(rows.slots), dtype=bool) if overflowed is None else overflowed
+        seen = rows.allowed[:, self._slots[: rows.allowed.shape[1]]]
+        spoilt: np.ndarray = np.asarray(seen.any(axis=1))
         self._slots[rows.slots] = spoilt  # a row sees all that it follows from, so one pass is enough
         self._num = int(self._slots.sum())
         return spoilt if spoilt.any() else None

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from seedmp.checks import shown
 from seedmp.errors import ConfigError
 from seedmp.token_tree.k_config import MAX_TREE_NODES, parse_k_config
 from seedmp.token_tree.tree import NO_PARENT
@@ -42,7 +43,7 @@ class Growmap:
         known = 1
         for node_id, count in enumerate(self.num_children):
             if type(count) is not int or count < 0:
-                raise ConfigError(f"growmap node {node_id} has {count!r} children: must be a whole number >= 0")
+                raise ConfigError(f"growmap node {node_id} has {shown(count)} children: must be a whole number >= 0")
             if node_id >= known:
                 raise ConfigError(f"growmap node {node_id} is nobody's child: nodes must be in breadth-first order")
             known += count

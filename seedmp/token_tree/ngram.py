@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seedmp.checks import shown
 from seedmp.errors import ConfigError
 from seedmp.token_tree.k_config import MAX_TREE_NODES
 from seedmp.token_tree.tree import EMPTY_TREE, NO_PARENT, ProposalKind, TokenTree
@@ -49,7 +50,7 @@ class NgramShape:
         for name, limit in {"nodes": tree, "max_depth": tree, "max_ngram": match, "min_ngram": match}.items():
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= limit:
-                raise ConfigError(f"{name}={value!r}: must be a whole number from 1 to {limit}")
+                raise ConfigError(f"{name}={shown(value)}: must be a whole number from 1 to {limit}")
         if self.min_ngram > self.max_ngram:
             raise ConfigError(f"min_ngram={self.min_ngram} is above max_ngram={self.max_ngram}")
 

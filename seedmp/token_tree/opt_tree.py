@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seedmp.checks import shown
 from seedmp.errors import ConfigError
 from seedmp.token_tree.k_config import MAX_TREE_NODES
 from seedmp.token_tree.tree import NO_PARENT, ProposalKind, TokenTree
@@ -45,9 +46,9 @@ class AdaptiveShape:
         for name in ("nodes", "layer_width", "max_depth"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= MAX_TREE_NODES:
-                raise ConfigError(f"{name}={value!r}: must be a whole number from 1 to {MAX_TREE_NODES}")
+                raise ConfigError(f"{name}={shown(value)}: must be a whole number from 1 to {MAX_TREE_NODES}")
         if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ConfigError(f"threshold={self.threshold!r}: must be a finite number >= 0")
+            raise ConfigError(f"threshold={shown(self.threshold)}: must be a finite number >= 0")
 
     @property
     def max_drafted(self) -> int:

@@ -225,7 +225,7 @@ def test_a_draft_that_nobody_started(
     path = sockets(engine)[1]
     layout = draft_layout(engine)
     pids, before = engine.worker_pids(), engine.stats()
-    deadline = time.monotonic() + max(10.0, NUM_LIVE / 50)
+    deadline = time.monotonic() + max(10.0, NUM_LIVE / 100)
     counts: Counter[str] = Counter()
 
     def draft() -> None:
@@ -234,7 +234,7 @@ def test_a_draft_that_nobody_started(
             peer = Peer(context, path, f"draft-0.9-{epoch}".encode())
             peer.send(frames_of(m.DraftHello(9, epoch, m.PROTOCOL_VERSION, layout)))
             last_s = time.monotonic()
-            while time.monotonic() - last_s < 0.1:  # no task for so long: it is shut out
+            while time.monotonic() - last_s < 0.1 and time.monotonic() < deadline:  # no task so long: it is shut out
                 for msg in peer.receive(20):
                     if isinstance(msg, m.DraftTask):
                         last_s = time.monotonic()
@@ -277,7 +277,7 @@ def odd_answers(order: Any, rng: random.Random) -> list[list[bytes]]:
     tokens = tuple(rng.randrange(rng.choice([1, 500, 2**31])) for _ in range(size))
     parents = tuple(rng.randrange(-1, index) if rng.random() < 0.5 else index - 1 for index in range(size))
     width = rng.choice([0, 1, 2, 64, 65])
-    num_rows = rng.choice([0, 1, size and len({*parents})])
+    num_rows = rng.choice([0, 1, size and len({*parents})]) if size <= 500 else 1
     answer = m.Proposal(
         order.branch_id + rng.choice([0, 0, 0, 0, 1, 2**40]), order.round + rng.choice([0, 0, 0, 0, 1, 1000]),
         order.epoch, rng.choice([0, now, -(2**63)]), rng.choice([now, -(2**63), 2**63 - 1, 0]),

@@ -123,7 +123,7 @@ class OddValues:
         """An object of some class."""
         loop: list[Any] = []
         loop.append(loop)
-        things = (
+        things: tuple[Any, ...] = (
             object(), Unshowable(), Word("\n"), Number.SEVEN, Decimal("0.5"), Fraction(1, 2), 1j, Path("no/such"),
             b"ab", bytearray(b"ab"), memoryview(b"ab"), range(3), {5}, frozenset((5, "x")), {}, {"n": 1}, {1: loop},
             loop, int, len, lambda *_: None, itertools.repeat(5), SamplingParams, SamplingParams(max_tokens=2),

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),
     "plain_json": set(),
     "registry": set(),
-    # Settings name a method and a runner; threads are a share of the cores.
+    # A setting names a method.
     "config": {"methods", "models", "system"},
     "system": set(),
     "sampling": set(),
