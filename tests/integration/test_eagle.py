@@ -133,7 +133,7 @@ def test_a_small_arena_preempts_and_changes_nothing(kv_slots: int, get_models: G
 
 
 class LosingLoop(LocalLoop):
-    """Every third task is lost with its worker, some after they announced their context; it comes back."""
+    """Every third task is lost with its worker, some after they announced their context; a new one takes its place."""
 
     num_tasks = 0
 
@@ -145,8 +145,9 @@ class LosingLoop(LocalLoop):
         for task in tasks:
             if task.announce:
                 self._tell(events.ContextComputed(worker_id, task.branch_id, task.round))
-        self._tell(events.WorkerLost(worker_id, 0))
-        self._tell(events.WorkerJoined(worker_id, 0))
+        epoch = self.scheduler.workers[worker_id]
+        self._tell(events.WorkerLost(worker_id, epoch))
+        self._tell(events.WorkerJoined(worker_id, epoch + 1))
 
 
 def test_lost_workers_change_nothing(get_models: Get) -> None:

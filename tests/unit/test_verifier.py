@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import msgpack
@@ -37,7 +36,8 @@ NO_ROWS = np.empty((0, 0))
 class FakeRunner:
     """A target that always says 1."""
 
-    packed = SimpleNamespace(vocab_size=VOCAB_SIZE, forward_ns=0)
+    vocab_size = VOCAB_SIZE
+    busy_ns = 0
 
     def forward(self, segments: Sequence[actions.Segment]) -> torch.Tensor:
         return torch.zeros(1)
