@@ -33,7 +33,7 @@ class Drafting:
         self.forwards = forwards
         self.slots = SlotTree(state.config.num_draft_slots)
         self.workers: dict[int, int] = {}  # worker_id -> epoch
-        self._lost: dict[int, int] = {}  # worker_id -> the last epoch that is gone
+        self._lost: set[tuple[int, int]] = set()  # (worker_id, epoch) that are gone
         self.leases: dict[tuple[int, int], DraftLease] = {}  # by (branch_id, round)
         self.method = state.config.method
         self.lookup = self.method.make_lookup()  # proposes here, without a draft
@@ -154,12 +154,12 @@ class Drafting:
 
     def welcome(self, worker_id: int, epoch: int) -> None:
         """A worker says hello. One that died meanwhile is not welcome: nobody would answer for it."""
-        if epoch > self._lost.get(worker_id, -1):
+        if (worker_id, epoch) not in self._lost:
             self.workers[worker_id] = epoch
 
     def lose(self, worker_id: int, epoch: int) -> None:
         """A worker is gone: its leases come back, and its branches are drafted for by others."""
-        self._lost[worker_id] = epoch
+        self._lost.add((worker_id, epoch))
         if self.workers.get(worker_id) == epoch:
             del self.workers[worker_id]
             self._num_refused.pop(worker_id, None)
