@@ -85,7 +85,7 @@ def run_benchmarks(names: Sequence[str], options: Options, console: Console) -> 
     from seedmp.measuring.engines import EnginePool
 
     plans = [report.BENCHMARKS[name].plan(options) for name in names]
-    threads = dict(zip(("target", "draft"), EngineConfig("", "").threads(), strict=True))
+    threads = dict(zip(("target", "draft"), EngineConfig("-", "-").threads(), strict=True))
     about = {"model": options.describe_model(), "threads": threads, "settings": options.to_plain()}
     console.print(f"{options.describe_model()}; {options.num_repeats} repeats; into {options.out}", highlight=False)
     try:

@@ -61,7 +61,7 @@ def plan(options: Options) -> Plan:
     texts = questions(options, num)
     prompts = question_ids(Encoder(options), texts)
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, seed=options.seed)
-    threads = EngineConfig("", "").threads()[0]
+    threads = EngineConfig("-", "-").threads()[0]
     peer = peer_subject(options, threads)
 
     def ours(name: str) -> Row:

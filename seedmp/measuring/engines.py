@@ -80,7 +80,7 @@ class EngineSubject:
         if settings["target_shape"] is not None:
             shape = SHAPES[settings["target_shape"]]
             token_bytes = 2 * shape.num_layers * shape.num_heads * shape.head_dim * size_bytes
-            need_gib += groups * settings.get("kv_slots", EngineConfig("", "").kv_slots) * token_bytes / 2**30
+            need_gib += groups * settings.get("kv_slots", EngineConfig("-", "-").kv_slots) * token_bytes / 2**30
         process_gib = CUDA_PROCESS_GIB if torch.cuda.is_available() else PROCESS_GIB
         return float(need_gib + process_gib * (groups + num_drafts + 1))  # and the supervisor
 

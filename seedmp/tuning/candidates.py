@@ -18,7 +18,7 @@ MAX_LEVELS = 9
 SIZES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 TREES_EACH = 4  # of a policy, number of drafts and division of the cores, that are simulated
 FINALISTS_EACH = 2  # of the same, that are run
-FORWARD_TOKENS = EngineConfig("", "").max_forward_tokens
+FORWARD_TOKENS = EngineConfig("-", "-").max_forward_tokens
 
 Threads = tuple[int, int]  # of a target's forward, and of a draft's
 

@@ -47,7 +47,7 @@ UNSTEADY = 0.4  # (fastest - slowest repeat) ÷ median: beyond that people are w
 CHAIN, WIDE = (1, 1, 1, 1, 1), (4, 2, 2, 1)
 MAX_CHILDREN = 8
 SEED_STEP = 7919  # between the seeds of calibration and measurement
-KV_SLOTS = EngineConfig("", "").kv_slots
+KV_SLOTS = EngineConfig("-", "-").kv_slots
 
 
 @dataclass
