@@ -27,7 +27,7 @@ endif
 # Whole files go to WORKERS processes, in the order of the folders: long ones first, small ones fill the end.
 # Tests that measure time, and those that kill processes, follow by themselves (5: none was selected).
 TOGETHER = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not (gpu or chaos or alone)"
-ALONE = $(PY) -m pytest -m "(chaos or alone) and not gpu"
+ALONE = $(PY) -m pytest -m "(chaos or alone) and not (gpu or long)"
 
 .PHONY: help demo test check test-all bench bench-smoke profile gpu-check wheel typings clean
 

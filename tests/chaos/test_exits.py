@@ -16,7 +16,7 @@ import pytest
 from seedmp import Engine, SamplingParams
 from tests.chaos.test_kill import CHECKOUT, GONE_S, WAIT_S, shared_memory, wait_until
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.long]
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
 BEGIN = """
