@@ -275,7 +275,11 @@ def _is_array(value: Any) -> bool:
 
 
 def _items(value: Any) -> Iterable[Any]:
-    """What is in a list; an array's numbers as Python's own."""
+    """What is in a list; an array's numbers as Python's own.
+
+    A tensor without readable numbers (on the meta device, sparse) goes on as it is: the check of its items refuses it
+    by name.
+    """
     if _is_array(value):
         with contextlib.suppress(RuntimeError, TypeError, ValueError, NotImplementedError):
             return value.tolist()  # type: ignore[no-any-return]

@@ -168,7 +168,7 @@ class Ranked(FcfsBatch):
 
     def rank(self, who: QueueItem | Ticket) -> int:
         """Lower is served first."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no rank")
 
     def order(self, queue: Iterable[QueueItem]) -> Iterable[QueueItem]:
         return sorted(queue, key=self.rank)
