@@ -12,7 +12,7 @@ from seedmp.decoding.accept import DraftRows, accept, choose_rule
 from seedmp.decoding.constraint import Constrainer, regex_of
 from seedmp.errors import NumericalError, ProtocolError, RequestError
 from seedmp.ipc.messages import Proposal
-from seedmp.models.overflow import have_overflowed, may_have_overflowed
+from seedmp.models.overflow import have_no_result
 from seedmp.models.rows import BranchRows, pack_rows
 from seedmp.models.runner import Runner
 from seedmp.sampling import Noise, TargetLaw
@@ -72,9 +72,7 @@ class TargetRunner:
         """Accept, reject and resample, or score; as ``run`` returns it."""
         outcomes: list[events.Outcome] = []
         scores: dict[int, np.ndarray] = {}
-        all_overflowed = np.zeros(len(logits), dtype=bool)
-        if may_have_overflowed(logits):
-            all_overflowed = have_overflowed(logits).cpu().numpy()
+        all_overflowed = have_no_result(logits).cpu().numpy()
         first = 0
         for s in segments:
             if not s.verify:

@@ -19,7 +19,7 @@ from seedmp.ipc.arena import NUM_GHOSTS, publish_barrier
 from seedmp.models.branch_attention import Attention, Reach, attending, layer_reaches, route_attention, split_by_branch
 from seedmp.models.buckets import Buckets
 from seedmp.models.features import FeatureTap
-from seedmp.models.overflow import Spoilt, are_sound, may_have_overflowed
+from seedmp.models.overflow import Spoilt, are_sound, have_overflowed, may_have_overflowed
 from seedmp.models.rows import Rows
 
 GATHER_SLACK = 64  # columns; below that, masking unused slots is cheaper than gathering the used ones
@@ -132,6 +132,7 @@ class EagerRunner:
         logits, overflowed = self._launch(inputs), None
         if may_have_overflowed(logits) or not (shows_all(rows) or self._wrote_soundly(inputs)):
             logits, overflowed = self._launch_guarded(rows, inputs)
+            logits = logits.masked_fill(have_overflowed(logits)[:, None], torch.nan)
         spoilt = self._spoilt.note(rows, overflowed)
         if spoilt is not None and len(rows.wanted):
             logits = logits.masked_fill(self._on_device(spoilt[rows.wanted])[:, None], torch.nan)

@@ -44,7 +44,7 @@ class Runner(Protocol):
         """Run the model once over the rows, and write their K and V into the arena.
 
         Hidden states that drafts read are published when this returns. Rows whose numbers overflow, and rows that
-        attend to such rows of now or before, have NaN for logits; no other row notices.
+        attend to such rows of now or before, have NaN in every column; no other row notices.
 
         Returns:
             [W, V] logits of the wanted rows on the model's device, float32 or the model's dtype.
