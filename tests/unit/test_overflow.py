@@ -99,6 +99,15 @@ def test_what_another_process_left_in_the_arena_is_not_multiplied(
     torch.testing.assert_close(runner.run(rows), before, atol=1e-4, rtol=1e-4)
 
 
+def test_one_logit_that_overflows_spoils_its_whole_row(
+    make: Callable[..., EagerRunner], tiny_pair: Callable[[str], tuple[Path, Path]]
+) -> None:
+    model = load_model(ModelSpec(str(tiny_pair("llama")[0])), torch.float32)
+    weight = torch.full_like(model.get_output_embeddings().weight[:1], 3e38)
+    model.get_output_embeddings().weight[5:7] = torch.cat([weight, -weight])
+    assert make(model).run(pack_rows([branch(GOOD, 0), branch(OTHER, 100)])).isnan().all()
+
+
 def segment(tree: TokenTree, *, score: bool = False) -> Segment:
     params = SamplingParams(temperature=0.0, max_tokens=8, seed=1)
     end = len(GOOD)
