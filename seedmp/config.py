@@ -75,7 +75,9 @@ class EngineConfig:
         policy: ``fcfs``, ``fcfs-batch``, ``priority`` or ``fair``, or ``module:Class`` of your own.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's on a GPU.
         placement: ``auto``, one device for all, or a Placement.
-        runner: how forwards are run: ``eager``, or ``module:attribute`` of a runner of your own.
+        runner: how forwards are run: ``eager`` calls the transformers model as it is; ``fused`` runs Llama-like models
+            in fewer, larger operations; ``auto`` is ``fused`` where that is possible on a CPU, else ``eager``; or
+            ``module:attribute`` of a runner of your own.
         kv_slots: tokens whose KV fits in the target's arena.
         draft_kv_slots: the same for the drafts' arena; None is ``kv_slots``.
         max_forward_tokens: rows of one target forward; longer prompts are prefilled in chunks.
@@ -110,7 +112,7 @@ class EngineConfig:
     policy: str = "fcfs-batch"
     dtype: str = "auto"
     placement: str | Placement = "auto"
-    runner: str = "eager"
+    runner: str = "auto"
     kv_slots: int = 8192
     draft_kv_slots: int | None = None
     max_forward_tokens: int = 512

@@ -27,8 +27,7 @@ from seedmp.ipc.arena import (
 )
 from seedmp.ipc.messages import CudaTensor
 from seedmp.models.load import ModelSpec, eos_token_ids, load_config, load_model, load_tokenizer, max_positions
-from seedmp.models.prepack import prepack_linears
-from seedmp.models.runner import make_runner
+from seedmp.models.runner import make_runner, pack_model
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.scheduler.state import Limits
 from seedmp.workers.target import TargetRunner
@@ -109,18 +108,12 @@ class Build:
     def share_weights(self, shared: list[SharedDraft]) -> list[SharedDraft]:
         """The same with the drafts' module, loaded once for all groups, before the drafts are forked.
 
-        Raises:
-            ConfigError: the shared-memory disk has no room for the weights.
+        Nobody writes to its pages, so all drafts read the same memory.
         """
         if not self.config.drafts_per_group or not self.is_on_cpu:
             return shared
         model = self.draft.load(self.draft_dtype, "cpu")
-        if model is None:
-            return shared
-        prepack_linears(model)
-        check_shared_memory(sum(weight.nbytes for weight in model.parameters()))
-        model.share_memory()
-        return [replace(one, model=model) for one in shared]
+        return shared if model is None else [replace(one, model=self.draft.pack(model)) for one in shared]
 
     # --- in a verifier -------------------------------------------------------------------------------
 
@@ -131,7 +124,6 @@ class Build:
         config, device = self.config, self.placement.target
         torch.set_num_threads(config.threads()[0])
         model = load_model(self.target_spec, self.target_dtype, device)
-        prepack_linears(model)
         arena = allocate_on(layout_for(model.config, config.kv_slots, self.target_dtype), device)
         arenas, exported = shared.arenas, _Exported()
         if config.drafts_per_group and device != "cpu":
@@ -149,7 +141,8 @@ class Build:
         if tokenizer is not None:
             make_tokenizer = partial(automaton_tokenizer, tokenizer, sorted(limits.eos_token_ids))
             constrainer = Constrainer(make_tokenizer, self.vocab_size)
-        target = make_runner(config.runner, model, arena, self.vocab_size, self.draft.tap(model, arenas))
+        tap = self.draft.tap(model, arenas)
+        target = make_runner(config.runner, pack_model(config.runner, model), arena, self.vocab_size, tap)
         return Verifier(
             config, Scheduler(config, limits, decode), TargetRunner(target, constrainer, config.method.rule), folder,
             group, epoch, supervisor, str(shared), exported.handles, exported,

@@ -172,7 +172,7 @@ def advice(node: Node, config: EngineConfig, plan: dict[str, Any]) -> list[str]:
         words.append("bfloat16 is not in hardware: stay with float32 (dtype='auto').")
     if on_cpu and node.shared_bytes < GIB:
         words.append(
-            f"{node.shared_bytes / GIB:.1f} GiB of shared memory: KV arenas and the draft's weights must fit (docker: "
+            f"{node.shared_bytes / GIB:.1f} GiB of shared memory: KV arenas must fit (docker: "
             "--shm-size=4g), or lower kv_slots."
         )
     if len(node.gpus) == 1:

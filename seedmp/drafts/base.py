@@ -19,6 +19,7 @@ from seedmp.config import EngineConfig
 from seedmp.draft_order import DraftOrder
 from seedmp.ipc.messages import Proposal
 from seedmp.models.load import ModelSpec, check_vocabularies
+from seedmp.models.prepack import prepack_linears
 from seedmp.token_tree.opt_tree import NOT_DRAFTED
 from seedmp.token_tree.tree import TokenTree
 
@@ -145,6 +146,11 @@ class DraftKind(ABC):
         """
         return None
 
+    def pack(self, model: Any) -> Any:
+        """The loaded module with its weights as this CPU reads them best; once, before drafts are forked."""
+        prepack_linears(model)
+        return model
+
     def skeleton(self, dtype: torch.dtype) -> Any:
         """The same module without weights, on the meta device; its tensors come by CUDA IPC."""
         raise NotImplementedError(f"draft kind {self.name} has no model to attach")
@@ -167,7 +173,7 @@ class DraftKind(ABC):
         """What answers draft tasks.
 
         Args:
-            model: as ``load`` gave it.
+            model: as ``load`` gave it, or on a CPU ``pack``.
             arenas: of ``layouts``, by name.
             vocab_size: real tokens of the target.
         """

@@ -16,7 +16,7 @@ from seedmp.ipc.arena import Layout, layout_for
 from seedmp.models import pair
 from seedmp.models.eagle import is_head
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model, max_positions
-from seedmp.models.runner import make_runner
+from seedmp.models.runner import make_runner, pack_model
 
 
 class ModelDraft(DraftKind):
@@ -56,6 +56,9 @@ class ModelDraft(DraftKind):
 
     def load(self, dtype: torch.dtype, device: str, target_model: Any = None) -> Any:
         return load_model(self.spec, dtype, device)
+
+    def pack(self, model: Any) -> Any:
+        return pack_model(self.config.runner, model)
 
     def skeleton(self, dtype: torch.dtype) -> Any:
         with torch.device("meta"):

@@ -43,7 +43,7 @@ class Buckets:
             token_ids=_repeat_last(rows.token_ids, num_ghosts),
             positions=_repeat_last(rows.positions, num_ghosts),
             slots=np.append(rows.slots, np.full(num_ghosts, ghost_slot)),
-            allowed=_repeat_last(rows.allowed, num_ghosts),
+            matrix=_repeat_last(rows.allowed, num_ghosts),
             wanted=_repeat_last(rows.wanted, num_repeats),
             lengths=(len(rows.token_ids) + num_ghosts,),  # attended for together
         )

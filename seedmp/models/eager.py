@@ -20,6 +20,7 @@ from seedmp.models.branch_attention import Attention, Reach, attending, layer_re
 from seedmp.models.buckets import Buckets
 from seedmp.models.features import FeatureTap
 from seedmp.models.overflow import Spoilt, are_sound, have_overflowed, may_have_overflowed
+from seedmp.models.prepack import prepack_linears
 from seedmp.models.rows import Rows
 
 GATHER_SLACK = 64  # columns; below that, masking unused slots is cheaper than gathering the used ones
@@ -39,6 +40,7 @@ class Inputs:
         num_columns: K of the view.
         num_rows: T without ghosts.
         num_wanted: W without repetitions.
+        plan: what a runner of another kind attends by, instead of masks.
     """
 
     token_ids: torch.Tensor
@@ -50,6 +52,7 @@ class Inputs:
     num_columns: int
     num_rows: int
     num_wanted: int
+    plan: Any = None
 
 
 class ArenaCache(Cache):
@@ -123,6 +126,12 @@ class EagerRunner:
         self._floor = torch.finfo(self.dtype).min
         self._is_routed = route_attention(model)
         self._reaches = layer_reaches(model.config)
+
+    @staticmethod
+    def pack(model: Any) -> Any:
+        """As ``seedmp.models.runner.pack_model``: linear layers as this CPU reads them best."""
+        prepack_linears(model)
+        return model
 
     @torch.inference_mode()
     def run(self, rows: Rows) -> torch.Tensor:

@@ -76,7 +76,7 @@ def head_rows(rows: Rows) -> tuple[Rows, np.ndarray]:
         token_ids=rows.token_ids[kept],
         positions=rows.positions[kept] - 1,
         slots=rows.slots[kept],
-        allowed=allowed,
+        matrix=allowed,
         wanted=np.searchsorted(kept, rows.wanted),
         lengths=(len(kept),),  # attended for together
     )

@@ -29,6 +29,8 @@ def published_layers(num_layers: int) -> tuple[int, ...]:
 class FeatureTap:
     """Keeps the wanted hidden states of each forward of a model, and stores them by slot.
 
+    Hooks of a transformers model show it the states; a runner that calls no such model does it by ``note`` and ``end``.
+
     Args:
         model: a transformers causal language model.
         layers: whose input to take, in this order (number of layers: the last one's output, without the final
@@ -47,38 +49,41 @@ class FeatureTap:
         self.arena = arena
         self._hidden_size = hidden_size
         self._last: torch.Tensor | None = None
+        self._layers = tuple(layers)
+        self._states: dict[int, torch.Tensor] = {}
         backbone = model.base_model
+        backbone.register_forward_hook(lambda _module, _args, output: self.end(output.last_hidden_state))
         if not layers:
-            backbone.register_forward_hook(self._note_last)
             return
         blocks = decoder_layers(model)
-        self._states: dict[int, torch.Tensor] = {}
         for layer in sorted(set(layers)):
             if layer < len(blocks):
                 blocks[layer].register_forward_pre_hook(self._note_input(layer), with_kwargs=True)
             else:
                 blocks[-1].register_forward_hook(self._note_output(layer))
-        self._layers = tuple(layers)
-        backbone.register_forward_hook(self._join)
-
-    def _note_last(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self._last = output.last_hidden_state[..., : self._hidden_size]
-
-    def _join(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self._last = torch.cat([self._states[layer][..., : self._hidden_size] for layer in self._layers], -1)
-        self._states.clear()
 
     def _note_input(self, layer: int) -> Any:
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._states[layer] = args[0] if args else kwargs["hidden_states"]
+            self.note(layer, args[0] if args else kwargs["hidden_states"])
 
         return note
 
     def _note_output(self, layer: int) -> Any:
         def note(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            self._states[layer] = output if isinstance(output, torch.Tensor) else output[0]
+            self.note(layer, output if isinstance(output, torch.Tensor) else output[0])
 
         return note
+
+    def note(self, layer: int, hidden: torch.Tensor) -> None:
+        """Show the input of a layer, [B, T, H]; of layer L, the output of the last one."""
+        if layer in self._layers:
+            self._states[layer] = hidden
+
+    def end(self, normed: torch.Tensor) -> None:
+        """Show the last hidden state after the final norm, [B, T, H]; a forward ends with it."""
+        states = [self._states[layer] for layer in self._layers] or [normed]
+        self._last = torch.cat([state[..., : self._hidden_size] for state in states], -1)
+        self._states.clear()
 
     def take(self) -> torch.Tensor:
         """[B, T, F] of the last forward."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -63,19 +64,24 @@ class Rows:
         token_ids: [T] int64.
         positions: [T] int64, of each token in its branch.
         slots: [T] int64, where K and V of each row go.
-        allowed: [T, S] bool; row t may attend to slot s. Its own slot is among them.
         wanted: [W] int64, rows whose logits are wanted; none runs for K and V alone.
         lengths: [B] rows of each branch, in order. Branches that share little may be attended for one by one.
         branches: what was packed.
+        matrix: ``allowed``, where it does not follow from the branches alone.
     """
 
     token_ids: np.ndarray
     positions: np.ndarray
     slots: np.ndarray
-    allowed: np.ndarray
     wanted: np.ndarray
     lengths: tuple[int, ...]
     branches: tuple[BranchRows, ...]
+    matrix: np.ndarray | None = None
+
+    @cached_property
+    def allowed(self) -> np.ndarray:
+        """[T, S] bool; row t may attend to slot s. Its own slot is among them. Made when it is first asked for."""
+        return _allowed(self.branches) if self.matrix is None else self.matrix
 
     def slot_positions(self, num_slots: int) -> np.ndarray:
         """[num_slots] int64 position of the token in each slot that a row sees; 0 for other slots."""
@@ -92,29 +98,34 @@ def pack_rows(branches: Sequence[BranchRows]) -> Rows:
     positions: list[int] = []
     slots: list[int] = []
     wanted: list[int] = []
-    contexts = [np.asarray(b.context_slots, dtype=np.int64) for b in branches]
-    last_slot = 0
-    for b, context in zip(branches, contexts, strict=True):
-        num_earlier = b.first_node
+    for b in branches:
+        num_chain, num_earlier = len(b.chain_ids), b.first_node
         own = b.positions()
         if num_earlier:
-            num_chain = len(b.chain_ids)
             del own[num_chain : num_chain + num_earlier]
-            last_slot = max(last_slot, *b.tree_slots[:num_earlier])
         token_ids += b.chain_ids
         token_ids += b.tree_ids[num_earlier:]
         positions += own
         slots += b.chain_slots
         slots += b.tree_slots[num_earlier:]
         wanted += range(len(token_ids) - b.num_wanted, len(token_ids))
-        last_slot = max(last_slot, int(context.max(initial=0)))
-    allowed = np.zeros((len(token_ids), 1 + max(last_slot, max(slots))), dtype=bool)
-    lengths = tuple(map(len, branches))
+    return Rows(
+        _int64(token_ids), _int64(positions), _int64(slots), _int64(wanted), tuple(map(len, branches)), tuple(branches)
+    )
+
+
+def _allowed(branches: Sequence[BranchRows]) -> np.ndarray:
+    """[T, S] bool which slots each row sees."""
+    contexts = [np.asarray(b.context_slots, dtype=np.int64) for b in branches]
+    last_slot = 0
+    for b, context in zip(branches, contexts, strict=True):
+        last_slot = max(last_slot, int(context.max(initial=0)), *b.chain_slots, *b.tree_slots)
+    allowed = np.zeros((sum(map(len, branches)), 1 + last_slot), dtype=bool)
     end = 0
-    for b, context, length in zip(branches, contexts, lengths, strict=True):
-        end += length
-        _see(b, context, allowed[end - length : end])
-    return Rows(_int64(token_ids), _int64(positions), _int64(slots), allowed, _int64(wanted), lengths, tuple(branches))
+    for b, context in zip(branches, contexts, strict=True):
+        end += len(b)
+        _see(b, context, allowed[end - len(b) : end])
+    return allowed
 
 
 def _see(b: BranchRows, context: np.ndarray, rows: np.ndarray) -> None:

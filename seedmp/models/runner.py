@@ -1,7 +1,7 @@
 """How a forward is run: the protocol, and the ways that have names.
 
 ``Runner`` is all that workers know of a loaded model. A way to run is one class, and one line in ``RUNNERS`` or
-``module:attribute`` in the setting ``runner``. It is called as ``EagerRunner`` is.
+``module:attribute`` in the setting ``runner``. It is called as ``EagerRunner`` is, and may have its ``pack``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,31 @@ class RunnerMaker(Protocol):
         """Args as ``make_runner``."""
 
 
-RUNNERS: Registry[RunnerMaker] = Registry("runner", {"eager": "seedmp.models.eager:EagerRunner"})
+RUNNERS: Registry[RunnerMaker] = Registry(
+    "runner",
+    {
+        "auto": "seedmp.models.fused_runner:FUSED_OR_EAGER",
+        "eager": "seedmp.models.eager:EagerRunner",
+        "fused": "seedmp.models.fused_runner:FusedRunner",
+    },
+)
+
+
+def pack_model(name: str, model: Any) -> Any:
+    """A loaded model with its weights as a runner wants them: once, before other processes are forked that share it.
+
+    Args:
+        name: of the runner, as for ``make_runner``.
+        model: a transformers causal language model in eval mode; it is used up.
+
+    Returns:
+        what ``make_runner`` takes; the model itself for a runner without ``pack``.
+
+    Raises:
+        ConfigError: no runner has this name, or it does not run this model.
+    """
+    pack = getattr(RUNNERS.load(name), "pack", None)
+    return model if pack is None else pack(model)
 
 
 def make_runner(name: str, model: Any, arena: torch.Tensor, vocab_size: int, tap: FeatureTap | None = None) -> Runner:
@@ -69,7 +93,8 @@ def make_runner(name: str, model: Any, arena: torch.Tensor, vocab_size: int, tap
 
     Args:
         name: in ``RUNNERS``, or ``module:attribute``.
-        model: a transformers causal language model in eval mode; the runner may change how it attends.
+        model: what ``pack_model`` gave, or a transformers causal language model in eval mode; the runner may change
+            how it attends.
         arena: shaped as ``seedmp.ipc.arena.ArenaLayout`` says.
         vocab_size: V.
         tap: keeps hidden states for draft heads; None if no draft needs them.

@@ -22,9 +22,8 @@ from seedmp.errors import ConfigError
 from seedmp.ipc.arena import allocate_on, layout_for
 from seedmp.methods.base import MODEL
 from seedmp.models.load import ModelSpec, check_vocabularies, load_config, load_model, max_positions
-from seedmp.models.prepack import prepack_linears
 from seedmp.models.rows import BranchRows, pack_rows
-from seedmp.models.runner import Runner, make_runner
+from seedmp.models.runner import Runner, make_runner, pack_model
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.actions import Segment
 from seedmp.simulation.costs import Costs, Curve
@@ -73,9 +72,8 @@ class LoadedPair:
 
         def load(spec: ModelSpec, dtype: torch.dtype, device: str) -> Runner:
             model: Any = load_model(spec, dtype, device)
-            prepack_linears(model)
             arena = allocate_on(layout_for(model.config, num_slots, dtype), device)
-            return make_runner(config.runner, model, arena, vocab_size)
+            return make_runner(config.runner, pack_model(config.runner, model), arena, vocab_size)
 
         target = load(specs[0], dtypes[0], placement.target)
         draft = load(specs[1], dtypes[1], placement.drafts[0])

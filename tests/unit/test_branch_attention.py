@@ -51,7 +51,7 @@ def test_equals_one_masked_attention(
         logits.append(runner.run(given))
     torch.testing.assert_close(logits[0], logits[1], atol=2e-5, rtol=1e-5)
     more = np.roll(rows.allowed, 1, axis=0) | rows.allowed
-    wrong = runner.run(replace(rows, allowed=more))
+    wrong = runner.run(replace(rows, matrix=more))
     assert (wrong - logits[0]).abs().max() > 1e-3
 
 

@@ -16,7 +16,11 @@ from seedmp.models import branch_attention, eager
 from seedmp.models.buckets import Buckets
 from seedmp.models.eager import EagerRunner
 from seedmp.models.eagle import load_head, read_head
+from seedmp.models.fused import why_not_fused
+from seedmp.models.fused_runner import FusedRunner
 from seedmp.models.load import ModelSpec, load_model
+from seedmp.models.native.attention import NativeAttention
+from seedmp.models.native.library import native_library
 from seedmp.models.rows import BranchRows, pack_rows
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler.actions import Segment
@@ -43,7 +47,7 @@ def branch(ids: list[int], at: int, num_wanted: int = 1) -> BranchRows:
     return BranchRows((), ids, range(at, at + len(ids)), num_wanted=num_wanted)
 
 
-@pytest.fixture(params=["view", "gathered", "split", "ghosts"])
+@pytest.fixture(params=["view", "gathered", "split", "ghosts", "fused", "fused by torch"])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., EagerRunner]:
     """A runner that reads columns in one of the ways that there are."""
     torch.set_num_threads(1)
@@ -53,8 +57,18 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
         monkeypatch.setattr(branch_attention, "MIN_SAVED", 0)
     buckets = Buckets() if request.param == "ghosts" else None
 
+    if request.param == "fused by torch":
+        monkeypatch.setattr(NativeAttention, "serves", staticmethod(lambda *_: False))
+
     def make_one(model: Any) -> EagerRunner:
         shape = layout_for(model.config, NUM_SLOTS, torch.float32).shape
+        if request.param.startswith("fused"):
+            if why_not_fused(model):
+                pytest.skip(why_not_fused(model))
+            fused = FusedRunner(model, torch.zeros(shape), VOCAB_SIZE)
+            can_be_native = model.config.model_type == "qwen3" and native_library() is not None
+            assert (fused._fused.native is not None) == (can_be_native and request.param == "fused")
+            return fused
         runner = EagerRunner(model, torch.zeros(shape), VOCAB_SIZE, buckets=buckets)
         inputs = runner.prepare(pack_rows([branch(GOOD, 0), branch(OTHER, 190)]))
         way = "split" if inputs.attention.split else "view" if inputs.columns is None else "gathered"
@@ -65,7 +79,7 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gemma3"])
 def test_rows_beside_and_after_it_do_not_notice(
     architecture: str, value: float, make: Callable[..., EagerRunner], tiny_pair: Callable[[str], tuple[Path, Path]]
 ) -> None:

@@ -28,7 +28,7 @@ def linear(rows: int, columns: int, dtype: torch.dtype, bias: bool) -> torch.nn.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equals_the_plain_layer(dtype: torch.dtype, bias: bool) -> None:
     plain = linear(512, 384, dtype, bias)
-    packed = PrepackedLinear(plain)
+    packed = PrepackedLinear(plain.weight, plain.bias)
     for shape in ((1, 1, 384), (1, 3, 384), (2, 11, 384), (40, 384)):
         rows = torch.randn(shape).to(dtype)
         result = packed(rows)
