@@ -129,10 +129,10 @@ class EagerRunner:
         self._tap = tap
         self._buckets = buckets
         self._spoilt = Spoilt(arena.shape[2])
-        self._floor = torch.finfo(self.dtype).min
         # Compressed keys are expanded for all columns that a layer gets: these should be few.
-        is_compressed = getattr(model.config.get_text_config(decoder=True), "kv_lora_rank", None) is not None
-        self._can_split = route_attention(model) and not is_compressed
+        self._is_compressed = getattr(model.config.get_text_config(decoder=True), "kv_lora_rank", None) is not None
+        self._floor = torch.finfo(self.dtype).min
+        self._is_routed = route_attention(model)
         self._windows = layer_windows(model.config)
 
     @torch.inference_mode()
@@ -160,7 +160,9 @@ class EagerRunner:
         num_rows, num_wanted = len(rows.token_ids), len(rows.wanted)
         if self._buckets is not None:
             rows = self._buckets.fill(rows, ghost_slot=self.num_slots)
-        split = split_by_branch(rows.allowed, rows.lengths, self.device) if self._can_split else None
+        split = None
+        if self._is_routed and not self._is_compressed:
+            split = split_by_branch(rows.allowed, rows.lengths, self.device)
         columns, num_columns = None, self._cache.arena.shape[2]
         column_slots: np.ndarray | slice
         if split is not None:

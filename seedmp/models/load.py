@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seedmp.errors import ConfigError
+from seedmp.models import structure
 from seedmp.models.inflate import get_shape, inflate, inflated_config
-from seedmp.models.structure import why_not_served
 
 if TYPE_CHECKING:
     import torch
@@ -210,7 +210,7 @@ def _load_own_config(path: str) -> PretrainedConfig:
         raise ConfigError(
             f"model {path!r} of type {config.model_type!r} {kind}: only decoder-only causal language models are served"
         )
-    reason = why_not_served(config, _model_class(config))
+    reason = structure.why_not_served(config, _model_class(config))
     if reason:
         raise ConfigError(f"model {path!r} of type {config.model_type!r} is not served: it {reason}")
     return config
