@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from seedmp.client.detokenize import Detokenizer
 from seedmp.config import EngineConfig, Placement, resolve_placement
@@ -28,6 +29,7 @@ from seedmp.ipc.arena import (
 from seedmp.ipc.messages import CudaTensor
 from seedmp.models.load import ModelSpec, eos_token_ids, load_config, load_model, load_tokenizer, max_positions
 from seedmp.models.prepack import prepack_linears
+from seedmp.models.proof import prove
 from seedmp.models.runner import make_runner
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.scheduler.state import Limits
@@ -118,9 +120,15 @@ class Build:
         if model is None:
             return shared
         prepack_linears(model)
+        self._prove_draft(model)
         check_shared_memory(sum(weight.nbytes for weight in model.parameters()))
         model.share_memory()
         return [replace(one, model=model) for one in shared]
+
+    def _prove_draft(self, model: Any) -> None:
+        """A head is no model of transformers: there is nothing that it could differ from."""
+        if isinstance(model, PreTrainedModel):
+            prove(self.config.draft, model, self.config.runner)
 
     # --- in a verifier -------------------------------------------------------------------------------
 
@@ -132,6 +140,7 @@ class Build:
         torch.set_num_threads(config.threads()[0])
         model = load_model(self.target_spec, self.target_dtype, device)
         prepack_linears(model)
+        prove(config.target, model, config.runner)
         arena = allocate_on(layout_for(model.config, config.kv_slots, self.target_dtype), device)
         arenas, exported = shared.arenas, _Exported()
         if config.drafts_per_group and device != "cpu":
@@ -159,6 +168,7 @@ class Build:
         """Make the drafts' module and arenas on their GPU, and handles of their tensors."""
         device = self.placement.drafts[0]
         model = self.draft.load(self.draft_dtype, device, target_model)
+        self._prove_draft(model)
         arenas = {name: allocate_on(layout, device) for name, layout in shared.layouts.items()}
         torch.cuda.synchronize(device)
         named = {ARENA_PREFIX + name: arena for name, arena in arenas.items()}

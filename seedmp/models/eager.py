@@ -80,11 +80,20 @@ class ArenaCache(Cache):
             is_sound = are_sound(key_states[0], (0, 2)) & are_sound(value_states[0], (0, 2))
             self.overflowed |= ~is_sound
             key_states, value_states = (x.where(is_sound[:, None], 0.0) for x in (key_states, value_states))
-        layer[0].index_copy_(0, self.slots, key_states[0].transpose(0, 1))
-        layer[1].index_copy_(0, self.slots, value_states[0].transpose(0, 1))
+        _fitting(layer[0], key_states).index_copy_(0, self.slots, key_states[0].transpose(0, 1))
+        _fitting(layer[1], value_states).index_copy_(0, self.slots, value_states[0].transpose(0, 1))
         columns = layer[:, : self.num_columns] if self.columns is None else layer.index_select(1, self.columns)
         keys, values = columns.transpose(1, 2).unsqueeze(1).unbind(0)
+        if keys.shape[1::2] != key_states.shape[1::2] or values.shape[1::2] != value_states.shape[1::2]:
+            keys = keys[:, : key_states.shape[1], :, : key_states.shape[3]]
+            values = values[:, : value_states.shape[1], :, : value_states.shape[3]]
         return keys, values
+
+
+def _fitting(slots: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """The part of [S, H, D] that [1, heads, T, size] states of a layer fill: some layers, or values, are smaller."""
+    _, heads, _, size = states.shape
+    return slots if slots.shape[1:] == (heads, size) else slots[:, :heads, :size]
 
 
 class EagerRunner:
@@ -120,6 +129,8 @@ class EagerRunner:
         self._tap = tap
         self._buckets = buckets
         self._spoilt = Spoilt(arena.shape[2])
+        # Compressed keys are expanded for all columns that a layer gets: these should be few.
+        self._is_compressed = getattr(model.config.get_text_config(decoder=True), "kv_lora_rank", None) is not None
         self._floor = torch.finfo(self.dtype).min
         self._is_routed = route_attention(model)
         self._reaches = layer_reaches(model.config)
@@ -150,7 +161,9 @@ class EagerRunner:
         num_rows, num_wanted = len(rows.token_ids), len(rows.wanted)
         if self._buckets is not None:
             rows = self._buckets.fill(rows, ghost_slot=self.num_slots)
-        split = split_by_branch(rows.allowed, rows.lengths, self.device) if self._is_routed else None
+        split = None
+        if self._is_routed and not self._is_compressed:
+            split = split_by_branch(rows.allowed, rows.lengths, self.device)
         columns, num_columns = None, self._cache.arena.shape[2]
         column_slots: np.ndarray | slice
         if split is not None:

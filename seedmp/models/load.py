@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seedmp.errors import ConfigError
+from seedmp.models import structure
 from seedmp.models.inflate import get_shape, inflate, inflated_config
 from seedmp.models.weights import check_all_loaded, check_finite
 
@@ -243,6 +244,9 @@ def _load_own_config(path: str) -> PretrainedConfig:
         raise ConfigError(
             f"model {path!r} of type {config.model_type!r} {kind}: only decoder-only causal language models are served"
         )
+    reason = structure.why_not_served(config, _model_class(config))
+    if reason:
+        raise ConfigError(f"model {path!r} of type {config.model_type!r} is not served: it {reason}")
     return config
 
 
