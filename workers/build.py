@@ -30,6 +30,7 @@ from seedmp.ipc.messages import CudaTensor
 from seedmp.models.load import ModelSpec, eos_token_ids, load_config, load_model, load_tokenizer, max_positions
 from seedmp.models.prepack import prepack_linears
 from seedmp.models.proof import prove
+from seedmp.models.rope import route_ropes
 from seedmp.models.runner import make_runner
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.scheduler.state import Limits
@@ -152,6 +153,7 @@ class Build:
             min(length for length in lengths if length is not None),
             self.vocab_size,
             frozenset(eos_token_ids(self.target_spec)),
+            route_ropes(model),
         )
         decode = None if tokenizer is None else Detokenizer(tokenizer).tail
         constrainer = None

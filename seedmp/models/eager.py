@@ -16,10 +16,12 @@ import torch
 from transformers.cache_utils import Cache
 
 from seedmp.ipc.arena import NUM_GHOSTS, publish_barrier
+from seedmp.models.adapters import adapt
 from seedmp.models.branch_attention import Attention, Reach, attending, layer_reaches, route_attention, split_by_branch
 from seedmp.models.buckets import Buckets
 from seedmp.models.features import FeatureTap
 from seedmp.models.overflow import Spoilt, are_sound, have_overflowed, may_have_overflowed
+from seedmp.models.rope import route_ropes
 from seedmp.models.rows import Rows
 
 GATHER_SLACK = 64  # columns; below that, masking unused slots is cheaper than gathering the used ones
@@ -133,6 +135,8 @@ class EagerRunner:
         self._is_compressed = getattr(model.config.get_text_config(decoder=True), "kv_lora_rank", None) is not None
         self._floor = torch.finfo(self.dtype).min
         self._is_routed = route_attention(model)
+        self._needs_positions = adapt(model)
+        self._rope = route_ropes(model)
         self._reaches = layer_reaches(model.config)
 
     @torch.inference_mode()
@@ -179,7 +183,11 @@ class EagerRunner:
             self._on_device(rows.positions)[None],
             self._on_device(rows.slots),
             self._on_device(rows.wanted if num_wanted else np.zeros(1, dtype=np.int64)),
-            Attention(self._masks(rows, allowed, column_slots), self._reaches, split),
+            Attention(
+                self._masks(rows, allowed, column_slots), self._reaches, split,
+                self._on_device(self._positions_of(rows, column_slots)) if self._needs_positions else None,
+                None if self._rope is None else rows.rope_lens(self._rope.length),
+            ),
             columns, num_columns, num_rows, num_wanted,
         )  # fmt: skip
 
@@ -259,9 +267,12 @@ class EagerRunner:
                 masks[reach] = everything
                 continue
             if column_positions is None:
-                column_positions = rows.slot_positions(self._cache.arena.shape[2])[column_slots]
+                column_positions = self._positions_of(rows, column_slots)
             masks[reach] = self._additive(allowed & reach.covers(rows.positions, column_positions))
         return masks
+
+    def _positions_of(self, rows: Rows, column_slots: np.ndarray | slice) -> np.ndarray:
+        return rows.slot_positions(self._cache.arena.shape[2])[column_slots]
 
     def _additive(self, allowed: np.ndarray) -> torch.Tensor:
         mask = torch.zeros(allowed.shape, dtype=self.dtype).masked_fill_(torch.from_numpy(~allowed), self._floor)

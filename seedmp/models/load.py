@@ -141,9 +141,14 @@ def eos_token_ids(spec: ModelSpec) -> tuple[int, ...]:
 
 
 def max_positions(config: Any) -> int:
-    """Positions that a model allows; very many where its configuration names no limit."""
+    """Positions that a model allows; very many where its configuration names no limit.
+
+    A dynamic rope goes beyond the positions that it was trained for, by its factor.
+    """
     text_config = config.get_text_config(decoder=True)
-    return int(getattr(text_config, "max_position_embeddings", None) or 1 << 20)
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    factor = float(rope.get("factor") or 1) if rope.get("rope_type") == "dynamic" else 1.0
+    return int(factor * (getattr(text_config, "max_position_embeddings", None) or 1 << 20))
 
 
 def warn_of_ignored_settings(spec: ModelSpec) -> None:

@@ -14,7 +14,7 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ import torch
 
 from seedmp.errors import ConfigError
 from seedmp.ipc.arena import layout_for
+from seedmp.models.adapters import adapt
+from seedmp.models.rope import forget_borders, route_ropes
 from seedmp.models.rows import BranchRows, pack_rows
 from seedmp.models.runner import RUNNERS, make_runner
 from seedmp.token_tree.tree import NO_PARENT
 
 SHORT_REACH = 8  # windows and chunks are at most so long during a proof
+SHORT_TEXT = 16  # so many tokens have the ordinary angles, if a longer text has others: the first text is longer
 LENGTHS = (21, 13)  # of the two texts; they cross two borders, and one
 CUTS = (11, 4)  # where their first part ends
 TREES = ((NO_PARENT, NO_PARENT, 0), (NO_PARENT,))  # parents: two children and a grandchild; a child
@@ -76,10 +79,10 @@ def prove(path: str, model: Any, runner: str) -> None:
         return
     kind = model.config.get_text_config(decoder=True).model_type
     who = f"model {path!r} of type {kind!r}"
-    _check_rope(who, model)
+    adapt(model)
     for seed in SEEDS:
         try:
-            with torch.inference_mode(), _short_reach(model):
+            with torch.inference_mode(), _short_reach(model), _short_texts(model):
                 parts = _run_both(model, runner, np.random.default_rng(seed))
         except ConfigError:
             raise
@@ -131,7 +134,9 @@ def _run_both(model: Any, runner_name: str, rng: np.random.Generator) -> list[Pa
     layout = layout_for(model.config, NUM_SLOTS, dtype)
     _check_widths(model, layout.num_kv_heads, layout.head_dim)
     arena = torch.from_numpy(rng.standard_normal(layout.shape)).to(device, dtype)  # what is read by mistake shows
-    packed = _run_packed(make_runner(runner_name, model, arena, vocab_size), texts, trees, rng)
+    border = route_ropes(model)
+    rope_lens = [0 if border is None else border.rope_len(length, length) for length in LENGTHS]
+    packed = _run_packed(make_runner(runner_name, model, arena, vocab_size), texts, trees, rope_lens, rng)
     expected = [rows[:, :vocab_size] for rows in by_itself]
     ends = [length - 1 for length in LENGTHS]
     seconds = [cut + 1 for cut in CUTS]  # the first row of a second part is not wanted
@@ -166,6 +171,8 @@ def _generate(model: Any, prompt: list[int], path: list[int]) -> torch.Tensor:
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
 
+    if route_ropes(model) is not None:
+        call(prompt[:1], 0, None)  # a rope may remember a longer text
     out = call(prompt, 0, None)
     logits = [out.logits[0]]
     for depth, token_id in enumerate(path):
@@ -175,17 +182,27 @@ def _generate(model: Any, prompt: list[int], path: list[int]) -> torch.Tensor:
 
 
 def _run_packed(
-    runner: Any, texts: Sequence[list[int]], trees: Sequence[list[int]], rng: np.random.Generator
+    runner: Any,
+    texts: Sequence[list[int]],
+    trees: Sequence[list[int]],
+    rope_lens: Sequence[int],
+    rng: np.random.Generator,
 ) -> list[torch.Tensor]:
     """Logits of all rows of three forwards: first parts, second parts, last tokens with trees."""
     free = rng.permutation(NUM_SLOTS).tolist()
     slots = [[free.pop() for _ in text] for text in texts]
     nodes = [[free.pop() for _ in tree] for tree in trees]
     forwards: list[list[BranchRows]] = [[], [], []]
-    for text, own, cut, tree, parents, tree_slots in zip(texts, slots, CUTS, trees, TREES, nodes, strict=True):
-        forwards[0].append(BranchRows((), text[:cut], own[:cut], num_wanted=cut))
-        forwards[1].append(BranchRows(own[:cut], text[cut:-1], own[cut:-1], num_wanted=len(text) - 2 - cut))  # not all
-        forwards[2].append(BranchRows(own[:-1], text[-1:], own[-1:], tree, parents, tree_slots, 0, 1 + len(tree)))
+    for text, own, cut, tree, parents, tree_slots, rope_len in zip(
+        texts, slots, CUTS, trees, TREES, nodes, rope_lens, strict=True
+    ):
+        branches = [
+            BranchRows((), text[:cut], own[:cut], num_wanted=cut),
+            BranchRows(own[:cut], text[cut:-1], own[cut:-1], num_wanted=len(text) - 2 - cut),  # not all
+            BranchRows(own[:-1], text[-1:], own[-1:], tree, parents, tree_slots, num_wanted=1 + len(tree)),
+        ]
+        for rows, branch in zip(forwards, branches, strict=True):
+            rows.append(replace(branch, rope_len=rope_len))
     return [runner.run(pack_rows(branches)).clone() for branches in forwards]
 
 
@@ -203,46 +220,6 @@ def _ordinary_ids(config: Any, vocab_size: int, rng: np.random.Generator) -> Ite
 
 
 # --- what can be said without a tree --------------------------------------------------------------------
-
-
-def _check_rope(who: str, model: Any) -> None:
-    """
-    Raises:
-        ConfigError: the angles of a position depend on the other positions of a forward.
-    """
-    text_config = model.config.get_text_config(decoder=True)
-    last = int(getattr(text_config, "max_position_embeddings", None) or 0) - 1
-    for module in model.modules():
-        is_rope = hasattr(module, "rope_type") and hasattr(module, "inv_freq")
-        if last < 8 or not is_rope or type(getattr(module, "config", None)) is not type(text_config):
-            continue
-        few = torch.arange(8, device=model.device)[None]
-        alone = _angles(module, model, few)
-        beside = _angles(module, model, torch.cat([few, few.new_tensor([[last]])], 1))
-        again = _angles(module, model, few)  # as it was
-        if alone is None or beside is None or again is None:
-            continue  # the comparison decides
-        if not torch.equal(alone, beside[:, :8]):
-            original = getattr(text_config, "original_max_position_embeddings", None)
-            original = original or (getattr(text_config, "rope_parameters", None) or {}).get(
-                "original_max_position_embeddings"
-            )
-            raise ConfigError(
-                f"{who} cannot be served: its rope scaling {module.rope_type!r} depends on the longest text of a "
-                "forward, so texts would change each other"
-                + (f"; up to {original} positions it is served: set max_position_embeddings" if original else "")
-            )
-
-
-def _angles(rope: Any, model: Any, positions: torch.Tensor) -> torch.Tensor | None:
-    """[1, T, D] cosines of positions, or cosines and sines as one complex number; None if it is called otherwise."""
-    try:
-        with torch.no_grad():
-            made = rope(torch.zeros(1, device=model.device, dtype=model.dtype), positions)
-    except TypeError:
-        return None
-    angles: torch.Tensor = made[0] if isinstance(made, tuple) else made
-    return angles.clone()
 
 
 def _check_widths(model: Any, num_heads: int, head_dim: int) -> None:
@@ -264,19 +241,55 @@ def _check_widths(model: Any, num_heads: int, head_dim: int) -> None:
 @contextmanager
 def _short_reach(model: Any) -> Iterator[None]:
     """Windows and chunks of at most SHORT_REACH positions, in the configuration and in the layers."""
-    text_config = model.config.get_text_config(decoder=True)
+    owners = (model.config.get_text_config(decoder=True), *model.modules())
+    names = ("sliding_window", "attention_chunk_size", "window_size")
+    with _at_most(SHORT_REACH, [(owner, name) for owner in owners for name in names]):
+        yield
+
+
+@contextmanager
+def _short_texts(model: Any) -> Iterator[None]:
+    """Texts of more than SHORT_TEXT tokens have the angles of long ones, if the model has such angles."""
+    if route_ropes(model) is None:
+        yield
+        return
+    config = model.config.get_text_config(decoder=True)
+    owners = (config, *model.modules())
+    names = ["max_seq_len_cached", "original_max_seq_len", "original_max_position_embeddings"]
+    rope = config.rope_parameters
+    owner_names = [(owner, name) for owner in owners for name in names]
+    owner_names += [(part, names[2]) for part in (rope, *rope.values()) if isinstance(part, dict)]
+    if any(hasattr(module, names[0]) and "dynamic" in str(getattr(module, "rope_type", "")) for module in owners[1:]):
+        owner_names.append((config, "max_position_embeddings"))
+    try:
+        with _at_most(SHORT_TEXT, owner_names):
+            forget_borders(model)
+            yield
+    finally:
+        forget_borders(model)
+
+
+@contextmanager
+def _at_most(limit: int, owner_names: Sequence[tuple[Any, str]]) -> Iterator[None]:
+    """Attributes, or entries of dicts, that are whole numbers are no larger meanwhile."""
     before: list[tuple[Any, str, int]] = []
-    for owner in (text_config, *model.modules()):
-        for name in ("sliding_window", "attention_chunk_size"):
-            value = getattr(owner, name, None)
-            if isinstance(value, int) and not isinstance(value, bool) and value > SHORT_REACH:
-                before.append((owner, name, value))
-                setattr(owner, name, SHORT_REACH)
+    for owner, name in owner_names:
+        value = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
+        if isinstance(value, int | torch.Tensor) and not isinstance(value, bool) and value > limit:
+            before.append((owner, name, int(value)))
+            _set(owner, name, limit)
     try:
         yield
     finally:
         for owner, name, value in before:
-            setattr(owner, name, value)
+            _set(owner, name, value)
+
+
+def _set(owner: Any, name: str, value: int) -> None:
+    if isinstance(owner, dict):
+        owner[name] = value
+    else:
+        setattr(owner, name, value)
 
 
 # --- what was proven ---------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global"}
+ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
+
+BY_BIAS = {"bloom", "mpt"}  # model types that see positions by a bias of the columns (``adapters``)
 
 NEEDED = {  # arguments of a model's forward, and what it means if it does not take one
     "past_key_values": "keeps no keys and values",
@@ -31,7 +33,9 @@ def why_not_served(config: Any, model_class: Any) -> str:
     if getattr(model_class, "_is_stateful", False):
         return "has layers that keep a state instead of keys and values: it can be neither shared nor rolled back"
     taken = inspect.signature(model_class.forward).parameters
-    return next((why for name, why in NEEDED.items() if name not in taken), "")
+    is_by_bias = config.get_text_config(decoder=True).model_type in BY_BIAS
+    missing = [name for name in NEEDED if name not in taken and not (name == "position_ids" and is_by_bias)]
+    return NEEDED[missing[0]] if missing else ""
 
 
 def _layer_kinds(config: Any) -> list[str]:
