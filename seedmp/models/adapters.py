@@ -62,7 +62,7 @@ def _wrap(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
     """Put ``replacement``, which gets the original first, in its place; once."""
     original = getattr(owner, name)
     if not hasattr(original, "seedmp_original"):
-        wrapped = functools.wraps(original)(functools.partial(replacement, original))
+        wrapped: Any = functools.update_wrapper(functools.partial(replacement, original), original)
         wrapped.seedmp_original = original
         setattr(owner, name, wrapped)
 
@@ -97,7 +97,12 @@ def _mpt_alibi(build: Callable[..., torch.Tensor], num_heads: int, length: int, 
 
 
 def _unscaled_attention(
-    layer: Any, attend: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None
+    layer: Any,
+    attend: Callable[..., Any],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Any = None,
 ) -> Any:
     """Attention in float32 without a scale, under the mask of the layer's own reach."""
     attention = current_attention()

@@ -96,7 +96,9 @@ def _changes(rope: Any, model: Any, layer_type: str | None, length: int) -> bool
     x = torch.zeros(1, device=model.device, dtype=model.dtype)
     try:
         alone = [part.clone() for part in _parts(rope(x, few, **names))]
-        beside = [part.clone() for part in _parts(rope(x, torch.cat([few, few.new_tensor([[length - 1]])], 1), **names))]
+        beside = [
+            part.clone() for part in _parts(rope(x, torch.cat([few, few.new_tensor([[length - 1]])], 1), **names))
+        ]
         rope(x, few, **names)  # as it was
     except TypeError:
         return False  # it is called otherwise: the proof decides
@@ -107,7 +109,9 @@ def _parts(made: Any) -> tuple[torch.Tensor, ...]:
     return made if isinstance(made, tuple) else (made,)
 
 
-def _by_length(forward: Callable[..., Any], x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _by_length(
+    forward: Callable[..., Any], x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
     """[1, T, D] angles: each row's as in a text of its own length."""
     attention = current_attention()
     lens = None if attention is None else attention.rope_lens

@@ -1,6 +1,7 @@
 """Every causal architecture of transformers is served right or refused: none wrong, none dead.
 
-A run tries a part, another one each day: the name of the part is printed. ARCHITECTURES=all tries all (make test-all).
+A run tries all variants and a part of the model types, another one each day: the name of the part is printed.
+ARCHITECTURES=all tries all (make test-all).
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.architectures import EQUAL, NAMES, REFUSED, UNBUILT, try_one
+from tests.helpers.architectures import EQUAL, MODEL_TYPES, NAMES, REFUSED, UNBUILT, VARIANTS, try_one
 
 NUM_PARTS = 4
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 PART = os.environ.get("ARCHITECTURES") or str(datetime.date.today().toordinal() % NUM_PARTS)
-CHOSEN = NAMES if PART == "all" else NAMES[int(PART) :: NUM_PARTS]
+CHOSEN = NAMES if PART == "all" else (*MODEL_TYPES[int(PART) :: NUM_PARTS], *VARIANTS)
 
 
 def table() -> dict[str, str]:

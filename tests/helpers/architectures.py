@@ -192,7 +192,7 @@ def try_one(name: str, folder: Path) -> tuple[str, str]:
         try:
             build(name, folder)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-            expected = _run_whole_texts(model) if name in WITHOUT_CACHE else _generate(model)
+            expected = _run_whole_texts(model) if name in WITHOUT_CACHE else _generate(model, "dynamic" in name)
         except Exception as error:
             return UNBUILT, _line(error)
         try:
@@ -212,11 +212,12 @@ def _serve(models: Models) -> list[list[int]]:
     return [outcome.token_ids for outcome in loop.run(prompts(), params)]
 
 
-def _generate(model: Any) -> list[list[int]]:
+def _generate(model: Any, has_memory: bool) -> list[list[int]]:
     texts = []
     for prompt in prompts():
         ids = torch.tensor([prompt])
-        model(ids[:, :1])  # a dynamic rope remembers a longer text, until it sees a short one
+        if has_memory:  # a dynamic rope remembers a longer text, until it sees a short one
+            model(ids[:, :1])
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NUM_NEW, pad_token_id=0,
             eos_token_id=None,

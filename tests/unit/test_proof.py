@@ -17,6 +17,7 @@ from seedmp.errors import ConfigError
 from seedmp.models.eager import EagerRunner
 from seedmp.models.load import ModelSpec, load_config, load_model
 from seedmp.models.proof import Part, difference, prove
+from seedmp.models.rope import route_ropes
 from seedmp.models.rows import Rows
 from tests.helpers.models import ARCHITECTURES
 
@@ -142,18 +143,43 @@ def test_rounding_is_allowed_for_and_overflow_must_agree() -> None:
     assert "first at position 5," in difference(Part("it", 3, expected.nan_to_num(5.0), expected))
 
 
-def test_ropes_that_follow_the_longest_text_are_refused() -> None:
+def scaled(kind: str, **settings: Any) -> Any:
     config = LlamaConfig(
         vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256,
-        rope_parameters={
-            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
-            "original_max_position_embeddings": 32,
-        },
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3,
+        rope_parameters={"rope_type": kind, "rope_theta": 1e4, **settings},
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ConfigError, match=r"rope scaling 'longrope' depends .* up to 32 positions it is served"):
-        prove("-", model, "eager")
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+LONGROPE = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 64}
+
+
+class OneRopeForAll(EagerRunner):
+    """Every row has the angles of the forward's longest text."""
+
+    def prepare(self, rows: Rows) -> Any:
+        inputs = super().prepare(rows)
+        return replace(inputs, attention=replace(inputs.attention, rope_lens=None))
+
+
+@pytest.mark.parametrize(("kind", "rope"), [("longrope", LONGROPE), ("dynamic", {"factor": 4.0})])
+def test_ropes_are_proven_at_a_short_border_and_put_back(kind: str, rope: dict[str, Any]) -> None:
+    model = scaled(kind, **rope)
+    before, border = model.config.to_json_string(), route_ropes(model)
+    assert border is not None and border.length == (64 if kind == "longrope" else 256)
+    prove("-", model, "eager")
+    assert model.config.to_json_string() == before and route_ropes(model) == border
+    with pytest.raises(ConfigError, match="differs from what the model itself gives"):
+        prove("-", model, f"{HERE}:OneRopeForAll")
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
+def test_other_ropes_have_no_border(kind: str) -> None:
+    settings: dict[str, Any] = {} if kind == "default" else {"factor": 4.0, "original_max_position_embeddings": 64}
+    if kind == "llama3":
+        settings |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    assert route_ropes(scaled(kind, **settings)) is None
 
 
 def test_a_state_is_refused_before_weights_are_read(tmp_path: Path) -> None:
