@@ -134,7 +134,7 @@ class Build:
     # --- in a verifier -------------------------------------------------------------------------------
 
     def make_verifier(
-        self, shared: SharedDraft, folder: Path, group: int, epoch: int, supervisor: Connection
+        self, shared: SharedDraft, folder: Path, group: int, epoch: int, supervisor: Connection, secret: bytes
     ) -> Verifier:
         """Load the target and connect it with scheduler and sockets."""
         config, device = self.config, self.placement.target
@@ -163,7 +163,7 @@ class Build:
         target = make_runner(config.runner, model, arena, self.vocab_size, self.draft.tap(model, arenas))
         return Verifier(
             config, Scheduler(config, limits, decode), TargetRunner(target, constrainer, config.method.rule), folder,
-            group, epoch, supervisor, str(shared), exported.handles, exported,
+            group, epoch, supervisor, str(shared), secret, exported.handles, exported,
         )  # fmt: skip
 
     def _export(self, shared: SharedDraft, target_model: Any) -> _Exported:

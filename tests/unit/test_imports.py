@@ -236,7 +236,9 @@ def test_scheduler_is_pure(name: str, file: Path) -> None:
         assert first in sys.stdlib_module_names | {"seedmp"} | SCHEDULER_THIRD_PARTY, where
         assert not imported.startswith("numpy.random"), where
         if imported.startswith("seedmp.kv"):
-            assert imported.startswith(("seedmp.kv.slot_tree", "seedmp.kv.held_path", "seedmp.kv.rope_border")), f"{where}: pure files of kv"
+            assert imported.startswith(("seedmp.kv.slot_tree", "seedmp.kv.held_path", "seedmp.kv.rope_border")), (
+                f"{where}: pure files of kv"
+            )
 
 
 @pytest.mark.parametrize("name", ["slot_tree", "held_path"])
