@@ -55,6 +55,7 @@ check: $(READY) typings ## lint, format, types, unit and property tests: before 
 	$(PY) -m mypy
 	$(TOGETHER) -q tests/unit tests/property $(ARGS)
 
+test-all: export ARCHITECTURES = all
 test-all: $(READY) typings ## make check's linters and every test, those for a GPU included
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

@@ -90,13 +90,27 @@ def layout_for(model_config: Any, num_slots: int, dtype: torch.dtype) -> ArenaLa
     """The arena that a transformers model needs.
 
     Args:
-        model_config: configuration of a decoder-only model; head counts and sizes must be equal in all layers.
+        model_config: configuration of a decoder-only model; what is smaller in some layer leaves room there.
     """
     text_config = model_config.get_text_config(decoder=True)
-    heads = text_config.num_attention_heads
-    head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
-    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
-    return ArenaLayout(text_config.num_hidden_layers, num_slots, kv_heads, head_dim, str(dtype).removeprefix("torch."))
+    num_layers = text_config.num_hidden_layers
+    layers = [text_config]
+    if getattr(text_config, "is_heterogeneous", False):
+        layers = [text_config.per_layer_config[idx] for idx in range(num_layers)]
+    kv_heads, head_dim = map(max, zip(*map(_kv_size, layers), strict=True))
+    return ArenaLayout(num_layers, num_slots, kv_heads, head_dim, str(dtype).removeprefix("torch."))
+
+
+def _kv_size(config: Any) -> tuple[int, int]:
+    """KV heads and head size of layers with this configuration."""
+    compressed = getattr(config, "kv_lora_rank", None)
+    if compressed is not None:  # one vector for all heads, and what is rotated of the keys
+        return 1, max(compressed, config.qk_rope_head_dim)
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        kv_heads = 1
+    return kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def check_shared_memory(size_bytes: int) -> None:

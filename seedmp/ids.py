@@ -44,7 +44,7 @@ class WorkerName:
 class Incarnation:
     """One process of a worker: a replacement has the next epoch.
 
-    As text it is ``NAME-EPOCH``: the name of its span ring, and of a draft's socket.
+    As text it is ``NAME-EPOCH``: the name of its span ring, and the beginning of a draft's socket's.
     """
 
     worker: WorkerName

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from seedmp.client.detokenize import Detokenizer
 from seedmp.config import EngineConfig, Placement, resolve_placement
@@ -27,6 +28,8 @@ from seedmp.ipc.arena import (
 )
 from seedmp.ipc.messages import CudaTensor
 from seedmp.models.load import ModelSpec, eos_token_ids, load_config, load_model, load_tokenizer, max_positions
+from seedmp.models.proof import prove
+from seedmp.models.rope import route_ropes
 from seedmp.models.runner import make_runner, pack_model
 from seedmp.scheduler.scheduler import Scheduler
 from seedmp.scheduler.state import Limits
@@ -113,17 +116,26 @@ class Build:
         if not self.config.drafts_per_group or not self.is_on_cpu:
             return shared
         model = self.draft.load(self.draft_dtype, "cpu")
-        return shared if model is None else [replace(one, model=self.draft.pack(model)) for one in shared]
+        if model is None:
+            return shared
+        self._prove_draft(model)
+        return [replace(one, model=self.draft.pack(model)) for one in shared]
+
+    def _prove_draft(self, model: Any) -> None:
+        """A head is no model of transformers: there is nothing that it could differ from."""
+        if isinstance(model, PreTrainedModel):
+            prove(self.config.draft, model, self.config.runner)
 
     # --- in a verifier -------------------------------------------------------------------------------
 
     def make_verifier(
-        self, shared: SharedDraft, folder: Path, group: int, epoch: int, supervisor: Connection
+        self, shared: SharedDraft, folder: Path, group: int, epoch: int, supervisor: Connection, secret: bytes
     ) -> Verifier:
         """Load the target and connect it with scheduler and sockets."""
         config, device = self.config, self.placement.target
         torch.set_num_threads(config.threads()[0])
         model = load_model(self.target_spec, self.target_dtype, device)
+        prove(config.target, model, config.runner)
         arena = allocate_on(layout_for(model.config, config.kv_slots, self.target_dtype), device)
         arenas, exported = shared.arenas, _Exported()
         if config.drafts_per_group and device != "cpu":
@@ -135,6 +147,7 @@ class Build:
             min(length for length in lengths if length is not None),
             self.vocab_size,
             frozenset(eos_token_ids(self.target_spec)),
+            route_ropes(model),
         )
         decode = None if tokenizer is None else Detokenizer(tokenizer).tail
         constrainer = None
@@ -145,13 +158,14 @@ class Build:
         target = make_runner(config.runner, pack_model(config.runner, model), arena, self.vocab_size, tap)
         return Verifier(
             config, Scheduler(config, limits, decode), TargetRunner(target, constrainer, config.method.rule), folder,
-            group, epoch, supervisor, str(shared), exported.handles, exported,
+            group, epoch, supervisor, str(shared), secret, exported.handles, exported,
         )  # fmt: skip
 
     def _export(self, shared: SharedDraft, target_model: Any) -> _Exported:
         """Make the drafts' module and arenas on their GPU, and handles of their tensors."""
         device = self.placement.drafts[0]
         model = self.draft.load(self.draft_dtype, device, target_model)
+        self._prove_draft(model)
         arenas = {name: allocate_on(layout, device) for name, layout in shared.layouts.items()}
         torch.cuda.synchronize(device)
         named = {ARENA_PREFIX + name: arena for name, arena in arenas.items()}

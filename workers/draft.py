@@ -14,7 +14,7 @@ from seedmp.drafts.base import Drafter
 from seedmp.errors import ProtocolError
 from seedmp.ids import Incarnation, WorkerName
 from seedmp.ipc.channel import DealerChannel
-from seedmp.ipc.endpoints import draft_endpoint
+from seedmp.ipc.endpoints import draft_endpoint, draft_identity
 from seedmp.ipc.messages import (
     PROTOCOL_VERSION,
     ContextReady,
@@ -35,16 +35,19 @@ class DraftServer:
     Runs in: draft process, main thread.
     """
 
-    def __init__(self, folder: Path, name: WorkerName, epoch: int, verifier_epoch: int, layout: str) -> None:
+    def __init__(
+        self, folder: Path, name: WorkerName, epoch: int, verifier_epoch: int, layout: str, secret: bytes
+    ) -> None:
         assert name.draft is not None, f"{name} is no draft"
         worker_id = name.draft
         self.context = zmq.Context()
-        process = str(Incarnation(name, epoch))
-        self.channel = DealerChannel(self.context, draft_endpoint(folder, name.group, verifier_epoch), process.encode())
+        process = Incarnation(name, epoch)
+        endpoint = draft_endpoint(folder, name.group, verifier_epoch)
+        self.channel = DealerChannel(self.context, endpoint, draft_identity(process, secret))
         self.worker_id = worker_id
         self.epoch = epoch
         self.early: list[Any] = []  # what came with the welcome
-        self.ring = SpanRing(ring_path(folder, process))
+        self.ring = SpanRing(ring_path(folder, str(process)))
         self.channel.send(DraftHello(worker_id, epoch, PROTOCOL_VERSION, layout))
 
     def welcome(self, timeout_s: float, beat: Callable[[], None]) -> DraftWelcome:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import time
@@ -110,6 +111,7 @@ class Supervisor:
         self.deaths: deque[float] = deque()
         self.started_s = time.monotonic()
         self.build = Build(config)
+        self.secret = secrets.token_bytes(16)  # makes the names of the drafts' sockets
         self.shared: list[SharedDraft] = []
         self.dead_rings: deque[tuple[float, Path]] = deque()  # when the writer's death was seen, where
         self.tidied_s = self.started_s
@@ -179,7 +181,7 @@ class Supervisor:
         ready: Callable[[], None],
         beat: Callable[[], None],
     ) -> None:
-        verifier = self.build.make_verifier(shared, self.folder, group.index, group.verifier_epoch, pipe)
+        verifier = self.build.make_verifier(shared, self.folder, group.index, group.verifier_epoch, pipe, self.secret)
         ready()
         verifier.serve(beat)
 
@@ -193,7 +195,7 @@ class Supervisor:
         beat: Callable[[], None],
     ) -> None:
         torch.set_num_threads(self.config.threads()[1])
-        server = DraftServer(self.folder, name, epoch, group.verifier_epoch, str(shared))
+        server = DraftServer(self.folder, name, epoch, group.verifier_epoch, str(shared), self.secret)
         welcome = server.welcome(self.config.ready_timeout_s, beat)
         drafter = self.build.make_drafter(shared, welcome.tensors)
         ready()

@@ -60,7 +60,7 @@ class TargetRunner:
         branches = [
             BranchRows(
                 s.context_slots, s.chain_ids, s.chain_slots, s.tree.token_ids, s.tree.parents, s.tree_slots,
-                num_wanted=1 + len(s.tree) if s.verify else 0,
+                num_wanted=1 + len(s.tree) if s.verify else 0, rope_len=s.rope_len,
             )
             for s in segments
         ]  # fmt: skip

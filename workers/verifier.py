@@ -21,7 +21,7 @@ from seedmp.errors import ProtocolError
 from seedmp.ids import Incarnation, WorkerName
 from seedmp.ipc.channel import RouterChannel, receive_on_pipe, send_on_pipe
 from seedmp.ipc.codec import Refused
-from seedmp.ipc.endpoints import draft_endpoint, engine_endpoint
+from seedmp.ipc.endpoints import draft_endpoint, draft_identity, engine_endpoint
 from seedmp.ipc.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -77,6 +77,7 @@ class Verifier:
         epoch: int,
         supervisor: Connection,
         draft_layout: str,
+        draft_secret: bytes,
         cuda_tensors: tuple[CudaTensor, ...] = (),
         keep: object = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -87,6 +88,8 @@ class Verifier:
         self.group = group
         self.supervisor = supervisor
         self.draft_layout = draft_layout
+        self.draft_secret = draft_secret
+        self.draft_peers: dict[int, bytes] = {}  # worker_id -> socket of the last incarnation that said hello
         self.cuda_tensors = cuda_tensors
         self.keep = keep  # GPU memory that drafts map lives as long as this process
         self.clock_ns = clock_ns
@@ -99,7 +102,6 @@ class Verifier:
         self.outbox: list[tuple[bytes, Any]] = []  # for engines; drafts are told first, they are waiting
         self.wake_ns: int | None = None  # when to decide again even if nothing comes
         self.proposal_limits = ProposalLimits(runner.vocab_size, config.method.max_tree_nodes, config.draft_top_m)
-        self.lost_epochs: dict[int, int] = {}  # worker_id -> the last incarnation that the supervisor has reaped
         self.ending: set[tuple[int, int]] = set()  # incarnations that the supervisor was asked to end
         self.num_stale = 0  # proposals of workers that are gone
         self.overhead_ns = 0
@@ -158,7 +160,6 @@ class Verifier:
                 if isinstance(msg, WorkerLost):
                     draft = WorkerName.parse(msg.worker).draft
                     assert draft is not None, f"{msg.worker} is no draft"
-                    self.lost_epochs[draft] = msg.epoch
                     self.ending.discard((draft, msg.epoch))
                     self._tell(events.WorkerLost(draft, msg.epoch))
                 elif isinstance(msg, Shutdown):
@@ -203,32 +204,28 @@ class Verifier:
         present = self.scheduler.workers.get(worker_id, epoch)
         same = (PROTOCOL_VERSION, self.draft_layout)
         problem = ""
-        if (msg.protocol_version, msg.arena_layout) != same:
+        if peer != draft_identity(Incarnation(WorkerName(self.group, worker_id), epoch), self.draft_secret):
+            problem = f"nobody has started it: its socket is not that of worker {worker_id}, epoch {epoch}"
+        elif (msg.protocol_version, msg.arena_layout) != same:
             problem = f"it speaks {msg.protocol_version} {msg.arena_layout[:200]}, not {same}"
-        elif peer != self._identity(worker_id, epoch):
-            problem = f"its socket is not that of worker {worker_id}, epoch {epoch}"
         elif (worker_id, epoch) in self.ending:
             problem = f"epoch {epoch} of worker {worker_id} is being replaced"
-        elif present != epoch and epoch != self.lost_epochs.get(worker_id, epoch) + 1:
+        elif present > epoch:
             problem = f"worker {worker_id} is there, in epoch {present}, not {epoch}"
         if problem:
             self.drafts.count_malformed(f"a draft is refused: {problem}")
             return
-        if present != epoch:
-            self._tell(events.WorkerLost(worker_id, present))  # an impostor: the supervisor's own was still to come
+        if present != epoch:  # the supervisor starts the next one when this one is reaped
+            self._tell(events.WorkerLost(worker_id, present))
+        self.draft_peers[worker_id] = peer
         self.drafts.send(peer, DraftWelcome(self.cuda_tensors))
         self._tell(events.WorkerJoined(worker_id, epoch))
-
-    def _identity(self, worker_id: int, epoch: int) -> bytes:
-        """Of a draft's socket."""
-        return str(Incarnation(WorkerName(self.group, worker_id), epoch)).encode()
 
     def _current_worker(self, peer: bytes) -> int | None:
         """The worker behind a socket, if it is one that gets tasks."""
         worker_id = _worker_id(peer)
-        epoch = None if worker_id is None else self.scheduler.workers.get(worker_id)
-        is_current = worker_id is not None and epoch is not None and peer == self._identity(worker_id, epoch)
-        return worker_id if is_current else None
+        is_there = worker_id in self.scheduler.workers and self.draft_peers[worker_id] == peer
+        return worker_id if is_there else None
 
     def _on_proposal(self, worker_id: int, msg: Proposal) -> None:
         try:
@@ -308,7 +305,7 @@ class Verifier:
 
     def send_draft_task(self, order: actions.SendDraftTask) -> None:
         draft = order.draft
-        self.drafts.send(self._identity(draft.worker_id, draft.epoch), DraftTask(draft))
+        self.drafts.send(self.draft_peers[draft.worker_id], DraftTask(draft))
 
     def run_forward(self, order: actions.RunForward) -> None:
         self._send_outbox()
@@ -386,8 +383,8 @@ class Verifier:
         return StatsReply(query.query_id, tuple(values), tuple(float(value) for value in values.values()))
 
     def _close(self) -> None:
-        for worker_id, epoch in self.scheduler.workers.items():
-            self.drafts.send(self._identity(worker_id, epoch), Shutdown())
+        for worker_id in self.scheduler.workers:
+            self.drafts.send(self.draft_peers[worker_id], Shutdown())
         self.drafts.socket.setsockopt(zmq.LINGER, 200)
         self.engines.close()
         self.drafts.close()
@@ -402,6 +399,6 @@ def _owner(peer: bytes, branch: int) -> tuple[bytes, int] | None:
 def _worker_id(peer: bytes) -> int | None:
     """The draft worker behind a socket's identity; None for anything else."""
     try:
-        return Incarnation.parse(peer.decode()).worker.draft
+        return Incarnation.parse(peer.decode().rpartition("-")[0]).worker.draft
     except ValueError:
         return None

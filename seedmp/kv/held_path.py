@@ -16,6 +16,7 @@ class HeldPath:
 
     def __init__(self, tree: SlotTree) -> None:
         self.tree = tree
+        self.kind = 0  # of KV: paths of unequal kind share nothing; to be read only
         self.slots: list[int] = []  # to be read only
 
     def __len__(self) -> int:
@@ -29,8 +30,14 @@ class HeldPath:
 
     @property
     def tail(self) -> int:
-        """The last slot, NO_SLOT of an empty path."""
-        return self.slots[-1] if self.slots else NO_SLOT
+        """The last slot; the parent of the first one, NO_SLOT or less, of an empty path."""
+        return self.slots[-1] if self.slots else NO_SLOT - self.kind
+
+    def become(self, kind: int) -> None:
+        """Begin anew with KV of another kind, if it is another."""
+        if kind != self.kind:
+            self.drop()
+            self.kind = kind
 
     def share(self, tokens: Sequence[int]) -> int:
         """Go on along ``tokens`` through slots that are registered already, short of the last token.
@@ -86,9 +93,9 @@ class HeldPath:
     def _move_hold(self, old_tail: int, tail: int) -> None:
         if old_tail == tail:
             return
-        if tail != NO_SLOT:
+        if tail >= 0:
             self.tree.hold(tail)
-        if old_tail != NO_SLOT:
+        if old_tail >= 0:
             self.tree.release(old_tail)
 
     def validate(self) -> None:
@@ -97,7 +104,7 @@ class HeldPath:
         Raises:
             InvariantError: one does not hold.
         """
-        before = NO_SLOT
+        before = NO_SLOT - self.kind
         for index, slot in enumerate(self.slots):
             if not self.tree.is_below(slot, before):
                 raise InvariantError(f"slot {slot} at {index} of a path is not registered below slot {before}")

@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterable
 
 from seedmp.errors import InvariantError, OutOfSlotsError
 
-NO_SLOT = -1  # parent of the first token
+NO_SLOT = -1  # parent of the first token; smaller ones are those of KV of another kind, which is never shared
 
 
 class SlotTree:
@@ -101,7 +101,7 @@ class SlotTree:
         self._child[parent, token_id] = slot
         self._parent[slot], self._token[slot] = parent, token_id
         self._idle[slot] = None
-        if parent != NO_SLOT:
+        if parent >= 0:
             self.hold(parent)
         return slot
 
@@ -133,7 +133,7 @@ class SlotTree:
     def unpin(self, owner: Hashable, *, free: bool) -> None:
         """Undo ``pin``; with ``free``, slots of the path that nobody holds or has pinned are freed at once."""
         slot = self._forget_owner(owner)
-        while free and slot != NO_SLOT and slot in self._idle:
+        while free and slot >= 0 and slot in self._idle:
             parent = self._parent[slot]
             self._evict(slot)
             slot = parent
@@ -165,10 +165,10 @@ class SlotTree:
         self.num_evicted += 1
         for owner in self._owners.pop(slot, ()):
             del self._pinned_slot[owner]
-            if parent != NO_SLOT:
+            if parent >= 0:
                 self._pinned_slot[owner] = parent
                 self._owners.setdefault(parent, set()).add(owner)
-        if parent != NO_SLOT:
+        if parent >= 0:
             self.release(parent)
             if self._refs[parent] == 0:
                 self._lru_of(parent).move_to_end(parent, last=False)
@@ -192,9 +192,9 @@ class SlotTree:
             raise InvariantError("a slot has two states")
         children = dict.fromkeys(registered, 0)
         for (parent, _), slot in self._child.items():
-            if parent != self._parent[slot] or (parent != NO_SLOT and parent not in registered):
+            if parent != self._parent[slot] or (parent >= 0 and parent not in registered):
                 raise InvariantError(f"slot {slot} has parent {parent}, which is not registered as such")
-            if parent != NO_SLOT:
+            if parent >= 0:
                 children[parent] += 1
         for slot in registered:
             if self._refs[slot] < children[slot] or (self._refs[slot] == 0) != (slot in self._lru_of(slot)):

@@ -157,11 +157,15 @@ class Attention:
             columns are those of ``Split.columns``.
         reaches: of each layer.
         split: a division by branches; None attends for all rows together.
+        column_positions: [columns] position of the token in each column, for models that need it.
+        rope_lens: [T] length of the text whose angles each row has, 0: the ordinary ones; None: all have those.
     """
 
     masks: dict[Reach | None, torch.Tensor]
     reaches: tuple[Reach | None, ...]
     split: Split | None = None
+    column_positions: torch.Tensor | None = None
+    rope_lens: np.ndarray | None = None
 
     @property
     def any_mask(self) -> torch.Tensor:
@@ -198,12 +202,16 @@ def layer_reaches(config: Any) -> tuple[Reach | None, ...]:
     if getattr(text_config, "use_sliding_window", True) is False:
         window = None
     chunk = getattr(text_config, "attention_chunk_size", None)
+    local = getattr(text_config, "window_size", None)
     reach_of = {
         "full_attention": None,
         "sliding_attention": Reach(window) if window else None,
         "chunked_attention": Reach(chunk, in_chunks=True) if chunk else None,
+        "global": None,
+        "local": Reach(local) if isinstance(local, int) else None,
     }
-    kinds = getattr(text_config, "layer_types", None) or ["sliding_attention"] * text_config.num_hidden_layers
+    kinds = getattr(text_config, "layer_types", None) or getattr(text_config, "attention_layers", None)
+    kinds = kinds or ["sliding_attention"] * text_config.num_hidden_layers
     for kind in kinds:
         if kind not in reach_of:
             raise ConfigError(
@@ -224,6 +232,11 @@ def attending(attention: Attention) -> Iterator[None]:
         yield
     finally:
         _ATTENTION.reset(token)
+
+
+def current_attention() -> Attention | None:
+    """How the layers of the forward that runs now attend; None outside of ``attending``."""
+    return _ATTENTION.get()
 
 
 # --- the layers' call -------------------------------------------------------------------------------

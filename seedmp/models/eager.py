@@ -16,11 +16,13 @@ import torch
 from transformers.cache_utils import Cache
 
 from seedmp.ipc.arena import NUM_GHOSTS, publish_barrier
+from seedmp.models.adapters import adapt
 from seedmp.models.branch_attention import Attention, Reach, attending, layer_reaches, route_attention, split_by_branch
 from seedmp.models.buckets import Buckets
 from seedmp.models.features import FeatureTap
 from seedmp.models.overflow import Spoilt, are_sound, have_overflowed, may_have_overflowed
 from seedmp.models.prepack import prepack_linears
+from seedmp.models.rope import route_ropes
 from seedmp.models.rows import Rows
 
 GATHER_SLACK = 64  # columns; below that, masking unused slots is cheaper than gathering the used ones
@@ -83,11 +85,20 @@ class ArenaCache(Cache):
             is_sound = are_sound(key_states[0], (0, 2)) & are_sound(value_states[0], (0, 2))
             self.overflowed |= ~is_sound
             key_states, value_states = (x.where(is_sound[:, None], 0.0) for x in (key_states, value_states))
-        layer[0].index_copy_(0, self.slots, key_states[0].transpose(0, 1))
-        layer[1].index_copy_(0, self.slots, value_states[0].transpose(0, 1))
+        _fitting(layer[0], key_states).index_copy_(0, self.slots, key_states[0].transpose(0, 1))
+        _fitting(layer[1], value_states).index_copy_(0, self.slots, value_states[0].transpose(0, 1))
         columns = layer[:, : self.num_columns] if self.columns is None else layer.index_select(1, self.columns)
         keys, values = columns.transpose(1, 2).unsqueeze(1).unbind(0)
+        if keys.shape[1::2] != key_states.shape[1::2] or values.shape[1::2] != value_states.shape[1::2]:
+            keys = keys[:, : key_states.shape[1], :, : key_states.shape[3]]
+            values = values[:, : value_states.shape[1], :, : value_states.shape[3]]
         return keys, values
+
+
+def _fitting(slots: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """The part of [S, H, D] that [1, heads, T, size] states of a layer fill: some layers, or values, are smaller."""
+    _, heads, _, size = states.shape
+    return slots if slots.shape[1:] == (heads, size) else slots[:, :heads, :size]
 
 
 class EagerRunner:
@@ -123,8 +134,12 @@ class EagerRunner:
         self._tap = tap
         self._buckets = buckets
         self._spoilt = Spoilt(arena.shape[2])
+        # Compressed keys are expanded for all columns that a layer gets: these should be few.
+        self._is_compressed = getattr(model.config.get_text_config(decoder=True), "kv_lora_rank", None) is not None
         self._floor = torch.finfo(self.dtype).min
         self._is_routed = route_attention(model)
+        self._needs_positions = adapt(model)
+        self._rope = route_ropes(model)
         self._reaches = layer_reaches(model.config)
 
     @staticmethod
@@ -159,7 +174,9 @@ class EagerRunner:
         num_rows, num_wanted = len(rows.token_ids), len(rows.wanted)
         if self._buckets is not None:
             rows = self._buckets.fill(rows, ghost_slot=self.num_slots)
-        split = split_by_branch(rows.allowed, rows.lengths, self.device) if self._is_routed else None
+        split = None
+        if self._is_routed and not self._is_compressed:
+            split = split_by_branch(rows.allowed, rows.lengths, self.device)
         columns, num_columns = None, self._cache.arena.shape[2]
         column_slots: np.ndarray | slice
         if split is not None:
@@ -175,7 +192,11 @@ class EagerRunner:
             self._on_device(rows.positions)[None],
             self._on_device(rows.slots),
             self._on_device(rows.wanted if num_wanted else np.zeros(1, dtype=np.int64)),
-            Attention(self._masks(rows, allowed, column_slots), self._reaches, split),
+            Attention(
+                self._masks(rows, allowed, column_slots), self._reaches, split,
+                self._on_device(self._positions_of(rows, column_slots)) if self._needs_positions else None,
+                None if self._rope is None else rows.rope_lens(self._rope.length),
+            ),
             columns, num_columns, num_rows, num_wanted,
         )  # fmt: skip
 
@@ -255,9 +276,12 @@ class EagerRunner:
                 masks[reach] = everything
                 continue
             if column_positions is None:
-                column_positions = rows.slot_positions(self._cache.arena.shape[2])[column_slots]
+                column_positions = self._positions_of(rows, column_slots)
             masks[reach] = self._additive(allowed & reach.covers(rows.positions, column_positions))
         return masks
+
+    def _positions_of(self, rows: Rows, column_slots: np.ndarray | slice) -> np.ndarray:
+        return rows.slot_positions(self._cache.arena.shape[2])[column_slots]
 
     def _additive(self, allowed: np.ndarray) -> torch.Tensor:
         mask = torch.zeros(allowed.shape, dtype=self.dtype).masked_fill_(torch.from_numpy(~allowed), self._floor)

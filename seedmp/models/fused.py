@@ -42,24 +42,30 @@ def why_not_fused(model: Any) -> str:
     return f"it has layers of type {', '.join(sorted(others))}" if others else ""
 
 
-class FusedModel:
+class FusedModel(torch.nn.Module):
     """The weights of a Llama-like model, laid out for few operations. Its forward runs over a KV arena.
-
-    On a CPU the transformers model may be dropped afterwards: only embeddings and norms are shared with it.
 
     Args:
         model: a transformers causal language model in eval mode.
+        used_up: it loses its linear layers one by one, so that not all weights exist twice at any time.
 
     Raises:
         ConfigError: it is not Llama-like.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, used_up: bool = False) -> None:
         why_not = why_not_fused(model)
         if why_not:
             raise ConfigError(f"runner='fused' cannot run this model: {why_not}; 'auto' and 'eager' can")
+        super().__init__()
         self.config = model.config
-        self.layers = [FusedLayer(layer, self.config) for layer in model.model.layers]
+        self.layers: list[FusedLayer] = []
+        for layer in model.model.layers:
+            self.layers.append(FusedLayer(layer, self.config))
+            if used_up:
+                for parent in (layer.self_attn, layer.mlp):
+                    for name in [name for name, child in parent.named_children() if type(child) is torch.nn.Linear]:
+                        setattr(parent, name, None)
         self._embedding = model.model.embed_tokens.weight
         self._norm = model.model.norm.weight
         self._epsilon: float = model.model.norm.variance_epsilon

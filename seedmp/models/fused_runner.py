@@ -39,14 +39,14 @@ class FusedRunner(EagerRunner):
         tap: FeatureTap | None = None,
         buckets: Buckets | None = None,
     ) -> None:
-        self._fused = self.pack(model)
+        self._fused = model if isinstance(model, FusedModel) else FusedModel(model)
         super().__init__(self._fused, arena, vocab_size, tap, buckets)
         self._frequencies: np.ndarray = self._fused.frequencies.cpu().numpy()
 
     @staticmethod
     def pack(model: Any) -> FusedModel:
         """As ``seedmp.models.runner.pack_model``."""
-        return model if isinstance(model, FusedModel) else FusedModel(model)
+        return FusedModel(model, used_up=True)
 
     def prepare(self, rows: Rows) -> Inputs:
         """As ``EagerRunner``; without masks where the C part attends."""
@@ -84,13 +84,16 @@ class FusedOrEager:
 
     def pack(self, model: Any) -> Any:
         """As ``seedmp.models.runner.pack_model``."""
-        is_fused = model.device.type == "cpu" and not why_not_fused(model)
-        return (FusedRunner if is_fused else EagerRunner).pack(model)
+        return self._kind_for(model).pack(model)
 
     def __call__(self, model: Any, arena: torch.Tensor, vocab_size: int, tap: FeatureTap | None = None) -> Runner:
         """Args as ``EagerRunner``."""
-        kind = FusedRunner if isinstance(model, FusedModel) else EagerRunner
-        return kind(model, arena, vocab_size, tap)
+        return self._kind_for(model)(model, arena, vocab_size, tap)
+
+    def _kind_for(self, model: Any) -> type[EagerRunner]:
+        if isinstance(model, FusedModel):
+            return FusedRunner
+        return FusedRunner if model.device.type == "cpu" and not why_not_fused(model) else EagerRunner
 
 
 FUSED_OR_EAGER = FusedOrEager()

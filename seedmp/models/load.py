@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seedmp.errors import ConfigError
+from seedmp.models import structure
 from seedmp.models.inflate import get_shape, inflate, inflated_config
 from seedmp.models.weights import check_all_loaded, check_finite
 
@@ -140,9 +141,14 @@ def eos_token_ids(spec: ModelSpec) -> tuple[int, ...]:
 
 
 def max_positions(config: Any) -> int:
-    """Positions that a model allows; very many where its configuration names no limit."""
+    """Positions that a model allows; very many where its configuration names no limit.
+
+    A dynamic rope goes beyond the positions that it was trained for, by its factor.
+    """
     text_config = config.get_text_config(decoder=True)
-    return int(getattr(text_config, "max_position_embeddings", None) or 1 << 20)
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    factor = float(rope.get("factor") or 1) if rope.get("rope_type") == "dynamic" else 1.0
+    return int(factor * (getattr(text_config, "max_position_embeddings", None) or 1 << 20))
 
 
 def warn_of_ignored_settings(spec: ModelSpec) -> None:
@@ -243,6 +249,9 @@ def _load_own_config(path: str) -> PretrainedConfig:
         raise ConfigError(
             f"model {path!r} of type {config.model_type!r} {kind}: only decoder-only causal language models are served"
         )
+    reason = structure.why_not_served(config, _model_class(config))
+    if reason:
+        raise ConfigError(f"model {path!r} of type {config.model_type!r} is not served: it {reason}")
     return config
 
 

@@ -33,6 +33,7 @@ class BranchRows:
         tree_slots: slot of each node.
         first_node: the first node that this forward runs.
         num_wanted: the logits of the last so many rows of this branch are wanted.
+        rope_len: its rows have the angles of a text of at least so many tokens (``RopeBorder``).
     """
 
     context_slots: Sequence[int] | np.ndarray
@@ -43,6 +44,7 @@ class BranchRows:
     tree_slots: Sequence[int] = ()
     first_node: int = 0
     num_wanted: int = 0
+    rope_len: int = 0
 
     def __len__(self) -> int:
         return len(self.chain_ids) + len(self.tree_ids) - self.first_node
@@ -90,6 +92,12 @@ class Rows:
             result[list(b.context_slots)] = np.arange(len(b.context_slots))
             result[[*b.chain_slots, *b.tree_slots]] = b.positions()
         return result
+
+    def rope_lens(self, border: int) -> np.ndarray:
+        """[T] int64 length of the text whose angles each row has; 0 up to ``border`` tokens."""
+        own = np.repeat([b.rope_len for b in self.branches], [len(b) for b in self.branches])
+        lens = np.maximum(self.positions + 1, np.pad(own, (0, len(self.positions) - len(own)), mode="edge"))
+        return np.where(lens > border, lens, 0)
 
 
 def pack_rows(branches: Sequence[BranchRows]) -> Rows:

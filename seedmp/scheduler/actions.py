@@ -37,6 +37,7 @@ class Segment:
         payload: draft probabilities, opaque here.
         ready_ns: when the proposal was ready.
         generated_ids: the branch's tokens since the prompt, if they are constrained and ``verify``.
+        rope_len: as ``BranchRows`` has it.
     """
 
     branch_id: int
@@ -53,6 +54,7 @@ class Segment:
     payload: object = None
     ready_ns: int = 0
     generated_ids: tuple[int, ...] = ()
+    rope_len: int = 0
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,11 @@ class Drafting:
 
     def _room_of(self, branch: Branch) -> int:
         """The depth of a tree that can still be of use: not beyond ``max_tokens`` or the models' positions."""
-        num_left = branch.prompt_len + branch.max_new - len(branch.tokens)
-        return min(num_left - 1, self.state.limits.max_model_len - len(branch.tokens))
+        limits, length = self.state.limits, len(branch.tokens)
+        rooms = [branch.prompt_len + branch.max_new - length - 1, limits.max_model_len - length]
+        if limits.rope is not None and (room := limits.rope.room(length)) is not None:
+            rooms.append(room)
+        return min(rooms)
 
     def _propose_without_draft(self, branch: Branch, room: int, now_ns: int) -> None:
         """Prompt lookup, or nothing but the target's next token."""

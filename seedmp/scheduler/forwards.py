@@ -77,6 +77,11 @@ class Forwards:
         self.state.counters["forward_rows"] += sum(len(s.chain_ids) + len(s.tree) for s in segments)
         return {segment.branch_id: segment for segment in segments}
 
+    def settle_kind(self, branch: Branch) -> None:
+        """KV of the kind that a text of this length has; to be called whenever it grows."""
+        if self.state.limits.rope is not None:
+            branch.target_path.become(self.state.limits.rope.rope_len(branch.prompt_len, len(branch.tokens)))
+
     def share(self, branch: Branch) -> None:
         """Let a branch take over what others have computed."""
         self.state.counters["shared_target_tokens"] += branch.target_path.share(branch.tokens)
@@ -149,6 +154,7 @@ class Forwards:
             branch.branch_id, context, start, tuple(chain_ids), tuple(path.slots[start:end]), verify,
             branch.score and verify, tree, tuple(slots[end - start :]), branch.stream, branch.params, branch.payload,
             branch.ready_ns, tuple(branch.generated_ids) if verify and branch.params.is_constrained else (),
+            path.kind,
         )  # fmt: skip
 
     def _count(self, branch: Branch, start: int, end: int) -> None:

@@ -256,6 +256,7 @@ class Scheduler:
             table.move(branch, BranchState.PROPOSED if branch.score else BranchState.DRAFTABLE)
 
     def _add(self, branch: Branch) -> None:
+        self.forwards.settle_kind(branch)
         self.state.branches.add(branch)
         self.state.policy.submitted(branch.ticket)
 
@@ -327,6 +328,7 @@ class Scheduler:
         self.forwards.keep_accepted(branch, segment, kept)
         self.drafting.keep_accepted(branch, segment, kept)
         branch.tokens += new_ids
+        self.forwards.settle_kind(branch)
         branch.tree, branch.payload, branch.task = EMPTY_TREE, None, None
         branch.num_refused, branch.avoid = 0, None
         branch.round += 1

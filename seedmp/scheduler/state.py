@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from seedmp.config import EngineConfig
+from seedmp.kv.rope_border import RopeBorder
 from seedmp.scheduler.branches import BranchTable
 from seedmp.scheduler.checked_policy import CheckedPolicy, make_policy
 from seedmp.scheduler.log import EventLog
@@ -24,11 +25,13 @@ class Limits:
         max_model_len: positions of target and draft.
         vocab_size: token ids must be below it.
         eos_token_ids: of the target.
+        rope: where the angles of the target's positions begin to depend on a text's length; None: nowhere.
     """
 
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    rope: RopeBorder | None = None
 
 
 @dataclass(frozen=True)

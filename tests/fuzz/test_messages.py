@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -16,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import zmq
 
@@ -24,7 +24,6 @@ from seedmp import Engine, SamplingParams
 from seedmp.errors import ProtocolError
 from seedmp.ipc import codec
 from seedmp.ipc import messages as m
-from seedmp.token_tree.tree import ProposalKind
 from tests.golden.test_messages import INSTANCES
 from tests.helpers.mutate import mutate
 from tests.helpers.rogue import RogueSpecInfer
@@ -36,6 +35,7 @@ SEED = int(os.environ.get("FUZZ_SEED", "0"))
 MAX_DECODE_S = 0.25
 MAX_STALL_S = 1.0
 WAIT_S = 60.0
+BENIGN_SHARE = 0.25  # rounds with drafts that spoil what they send, of NUM_LIVE
 GOLDEN = [[bytes(frame) for frame in codec.encode(msg)] for msg in INSTANCES]
 PROMPTS = [f"Question: Ann has {i} pens and buys {i + 3} more. How many pens has she?\nAnswer:" for i in range(4)]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, seed=0, ignore_eos=True)
@@ -134,7 +134,7 @@ class Peer:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with Engine(num_drafts=2, target_threads=1, kv_slots=2048, max_restarts=0, stall_timeout_s=20) as started:
+    with Engine(num_drafts=2, target_threads=1, kv_slots=2048, max_restarts=1 << 20, stall_timeout_s=20) as started:
         yield started
 
 
@@ -210,53 +210,56 @@ def test_noise_from_a_valid_peer(
         f"{num_sent} messages, {after['malformed_messages'] - before['malformed_messages']:.0f} malformed, "
         f"{num_texts} texts, longest stall {longest_s:.3f} s"
     )
-    assert engine.worker_pids() == pids and after["workers_lost"] == 0
+    assert engine.worker_pids() == pids and after["workers_lost"] == before["workers_lost"]
     assert longest_s < MAX_STALL_S
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(900)
 def test_a_draft_that_nobody_started(
     engine: Engine, expected: list[tuple[int, ...]], context: zmq.Context[Any]
 ) -> None:
-    """It says hello as a draft does, is given tasks, and answers oddly; it is shut out, and comes back."""
-    print(f"\nFUZZ_SEED={SEED} FUZZ_LIVE={NUM_LIVE}")
-    rng = random.Random(SEED)
-    path = sockets(engine)[1]
-    layout = draft_layout(engine)
-    pids, before = engine.worker_pids(), engine.stats()
-    deadline = time.monotonic() + max(10.0, NUM_LIVE / 100)
-    counts: Counter[str] = Counter()
+    """It says hello as a draft does, before those that the supervisor will start: they are not kept out."""
+    path, layout = sockets(engine)[1], draft_layout(engine)
+    peers = [
+        (worker_id, epoch, Peer(context, path, f"draft-0.{worker_id}-{epoch}{token}".encode()))
+        for worker_id in (0, 1, 9)
+        for epoch in range(4)
+        for token in ("", f"-{0:016x}")
+    ]
+    before, done = engine.stats(), threading.Event()
 
-    def draft() -> None:
-        epoch = 0
-        while counts["answers"] < NUM_LIVE / 5 and time.monotonic() < deadline:
-            peer = Peer(context, path, f"draft-0.9-{epoch}".encode())
-            peer.send(frames_of(m.DraftHello(9, epoch, m.PROTOCOL_VERSION, layout)))
-            last_s = time.monotonic()
-            while time.monotonic() - last_s < 0.1 and time.monotonic() < deadline:  # no task so long: it is shut out
-                for msg in peer.receive(20):
-                    if isinstance(msg, m.DraftTask):
-                        last_s = time.monotonic()
-                        for frames in odd_answers(msg.order, rng):
-                            peer.send(frames)
-                            counts["answers"] += 1
-            counts["incarnations"] += 1
-            counts.update(peer.received)
-            peer.socket.close()
-            epoch += 1
+    def say_hello() -> None:
+        while not done.wait(0.01):
+            for worker_id, epoch, peer in peers:
+                peer.send(frames_of(m.DraftHello(worker_id, epoch, m.PROTOCOL_VERSION, layout)))
 
-    thread, watch = threading.Thread(target=draft), Watch(engine)
+    thread, watch = threading.Thread(target=say_hello), Watch(engine)
     watch.start()
     thread.start()
-    num_texts = serve_while(engine, expected, thread)
-    longest_s = watch.stop()
-    after = engine.stats()
-    print(f"{dict(counts)}, {num_texts} texts, longest stall {longest_s:.3f} s")
-    assert counts["DraftTask"] > 0 and counts["incarnations"] > 1
-    assert engine.worker_pids() == pids and after["workers_lost"] == before["workers_lost"] == 0
+    for kills, worker_id in enumerate((0, 1, 0), 1):
+        pids = engine.worker_pids()
+        os.kill(pids[f"draft-0.{worker_id}"], signal.SIGKILL)
+        outputs = engine.generate(PROMPTS, GREEDY, timeout=WAIT_S)
+        assert [output.token_ids for output in outputs] == expected
+        wait_for_drafts(engine, before["workers_lost"] + kills)
+    done.set()
+    thread.join()
+    longest_s, after = watch.stop(), engine.stats()
+    for _, _, peer in peers:
+        assert not peer.receive()
+        peer.socket.close()
+    assert after["malformed_messages"] > before["malformed_messages"]
     assert longest_s < MAX_STALL_S
     wait_for_slots(engine)
+
+
+def wait_for_drafts(engine: Engine, num_lost: float) -> None:
+    """So many were lost so far, and all were replaced."""
+    deadline = time.monotonic() + WAIT_S
+    while (stats := engine.stats())["workers_lost"] < num_lost or stats["drafts_alive"] < engine.config.num_drafts:
+        assert time.monotonic() < deadline, stats
+        time.sleep(0.01)
+    assert stats["workers_lost"] == num_lost
 
 
 def draft_layout(engine: Engine) -> str:
@@ -265,30 +268,6 @@ def draft_layout(engine: Engine) -> str:
 
     build = Build(engine.config)
     return str(SharedDraft(build.draft.layouts(build.draft_dtype, build.target_dtype)))
-
-
-PROBS = [0.0, 1.0, 0.5, float("nan"), float("inf"), -1.0]
-
-
-def odd_answers(order: Any, rng: random.Random) -> list[list[bytes]]:
-    """What a rogue draft says to a task: one thing, or several."""
-    size = rng.choice([0, 1, 2, 3, 10, 11, 500, 5000, 70_000])
-    now = time.monotonic_ns()
-    tokens = tuple(rng.randrange(rng.choice([1, 500, 2**31])) for _ in range(size))
-    parents = tuple(rng.randrange(-1, index) if rng.random() < 0.5 else index - 1 for index in range(size))
-    width = rng.choice([0, 1, 2, 64, 65])
-    num_rows = rng.choice([0, 1, size and len({*parents})]) if size <= 500 else 1
-    answer = m.Proposal(
-        order.branch_id + rng.choice([0, 0, 0, 0, 1, 2**40]), order.round + rng.choice([0, 0, 0, 0, 1, 1000]),
-        order.epoch, rng.choice([0, now, -(2**63)]), rng.choice([now, -(2**63), 2**63 - 1, 0]),
-        rng.choice([0, 2**63 - 1, -(2**63)]), tokens, parents,
-        rng.choice([order.kind, *ProposalKind]),
-        np.array(rng.choices(range(500), k=num_rows * width), "<i4").reshape(num_rows, width),
-        np.array(rng.choices(PROBS, k=num_rows * width), "<f4").reshape(num_rows, width),
-        tuple(rng.choice([-1, 0, index, 2**31 - 1]) for index in range(size)), rng.choice([(), (0,), tokens[:9]]),
-    )  # fmt: skip
-    frames = frames_of(answer)
-    return [mutate(frames, rng) if rng.random() < 0.3 else frames for _ in range(rng.choice([1, 1, 2]))]
 
 
 def wait_for_slots(engine: Engine) -> None:
@@ -301,19 +280,17 @@ def wait_for_slots(engine: Engine) -> None:
 
 @pytest.mark.alone
 @pytest.mark.timeout(900)
-def test_drafts_that_spoil_what_they_send() -> None:
-    """Real draft processes; those that did it three times are replaced."""
+def test_drafts_that_spoil_what_they_send(expected: list[tuple[int, ...]]) -> None:
+    """Real draft processes, which mutate what they send or say something odd; who did it three times is replaced."""
     print(f"\nFUZZ_LIVE={NUM_LIVE}")
-    settings: dict[str, Any] = {"target_threads": 1, "kv_slots": 2048, "dtype": "float32"}
-    with Engine(method="ar", **settings) as engine:
-        expected = [output.token_ids for output in engine.generate(PROMPTS, GREEDY, timeout=WAIT_S)]
     with Engine(
-        method=RogueSpecInfer(), num_drafts=2, max_restarts=1 << 20, stall_timeout_s=20, validate=True, **settings
-    ) as engine:
+        method=RogueSpecInfer(), num_drafts=2, target_threads=1, kv_slots=2048, max_restarts=1 << 20,
+        stall_timeout_s=3, validate=True,
+    ) as engine:  # fmt: skip
         pid, watch = engine.worker_pids()["verifier-0"], Watch(engine)
         watch.start()
         slowest_s, num_texts = 0.0, 0
-        while (rounds := engine.stats()["rounds"]) < NUM_LIVE:
+        while (rounds := engine.stats()["rounds"]) < NUM_LIVE * BENIGN_SHARE:
             start = time.monotonic()
             outputs = engine.generate(PROMPTS, GREEDY, timeout=WAIT_S)
             slowest_s = max(slowest_s, time.monotonic() - start)

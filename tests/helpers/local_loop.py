@@ -20,6 +20,7 @@ from seedmp.models.eagle import EagleHead, load_head, read_head
 from seedmp.models.eagle_runner import HeadRunner
 from seedmp.models.features import FeatureTap
 from seedmp.models.load import ModelSpec, load_model, max_positions
+from seedmp.models.rope import route_ropes
 from seedmp.models.runner import Runner, make_runner
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
@@ -79,6 +80,7 @@ class LocalLoop:
             min(max_positions(config) for config in (models.target.config, *drafting)),
             models.vocab_size,
             frozenset(eos_token_ids),
+            route_ropes(models.target),
         )
         self.scheduler = Scheduler(self.config, limits)
         self.now_ns = 0

@@ -387,7 +387,7 @@ def test_a_task_right_behind_the_welcome_is_not_lost(tmp_path: Path, monkeypatch
     order = DraftOrder(3, 0, 0, 1, 0, 0, (1, 0), ProposalKind.DETERMINISTIC, 0.0, False, empty, (5,), empty)
     channel = ScriptedChannel([DraftWelcome(), DraftTask(order)], [Shutdown()])
     monkeypatch.setattr("seedmp.workers.draft.DealerChannel", lambda *args: channel)
-    server = DraftServer(tmp_path, WorkerName(0, 3), 1, 0, "layout")
+    server = DraftServer(tmp_path, WorkerName(0, 3), 1, 0, "layout", b"secret")
     drafted: list[DraftOrder] = []
 
     class Drafter:

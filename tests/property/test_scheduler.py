@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from seedmp.config import EngineConfig, Schedule
 from seedmp.draft_order import DraftOrder
 from seedmp.errors import InvalidTransitionError
+from seedmp.kv.rope_border import RopeBorder
 from seedmp.kv.slot_tree import NO_SLOT
 from seedmp.methods.registry import METHODS
 from seedmp.sampling import SamplingParams
@@ -91,9 +92,11 @@ class World:
     given: list[actions.Action] = field(default_factory=list)
     announced: set[int] = field(default_factory=set)
     to_reap: list[actions.ReplaceWorker] = field(default_factory=list)
+    rope: RopeBorder | None = None
+    target_kinds: dict[int, int] = field(default_factory=dict)  # slot -> rope_len of its KV
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.config, Limits(MAX_MODEL_LEN, VOCAB_SIZE, frozenset()))
+        self.scheduler = Scheduler(self.config, Limits(MAX_MODEL_LEN, VOCAB_SIZE, frozenset(), self.rope))
         self.scheduler.forwards.__class__ = BoundedForwards
 
     # --- events ---
@@ -271,7 +274,10 @@ class World:
             tokens: list[int] = []
             for slot in s.context_slots:
                 tokens = self.read_target(tokens, slot)
+                assert self.target_kinds[slot] == s.rope_len
             assert len(tokens) == s.position
+            self.target_kinds |= dict.fromkeys([*s.chain_slots, *s.tree_slots], s.rope_len)
+            self.check_rope(s)
             for token_id, slot in zip(s.chain_ids, s.chain_slots, strict=True):
                 tokens = [*tokens, token_id]
                 self.target_kv[slot] = tuple(tokens)
@@ -283,6 +289,16 @@ class World:
     def max_rows(self, segments: Sequence[actions.Segment]) -> int:
         """The budget may be passed by the last item of the prefix, as one tree must always fit."""
         return self.config.max_forward_tokens + max(len(s.tree) for s in segments)
+
+    def check_rope(self, s: actions.Segment) -> None:
+        """Its KV is of the kind that a text of its length has, and no tree reaches over the border."""
+        branch = self.scheduler.branches.get(s.branch_id)
+        if self.rope is None or branch is None:
+            return
+        length = len(branch.tokens)
+        assert s.rope_len == self.rope.rope_len(branch.prompt_len, length)
+        if self.rope.recomputes and not s.rope_len:
+            assert length + max(s.tree.depths, default=0) <= self.rope.length
 
     def read_target(self, tokens: list[int], slot: int) -> list[int]:
         prefix = self.target_kv[slot]
@@ -379,10 +395,12 @@ def random_params(rng: random.Random) -> SamplingParams:
     )  # fmt: skip
 
 
-def run_randomly(config: EngineConfig, seed: int, num_events: int, rogue: float = 0) -> World:
+def run_randomly(
+    config: EngineConfig, seed: int, num_events: int, rogue: float = 0, rope: RopeBorder | None = None
+) -> World:
     """Requests, cancellations, deaths, and answers in any order, a share of them wrong; then the rest is served."""
     rng = random.Random(seed)
-    world = World(config, rng)
+    world = World(config, rng, rope=rope)
     common = [rng.randrange(VOCAB_SIZE) for _ in range(24)]
     draft_ids = range(config.drafts_per_group)
     for worker_id in draft_ids:
@@ -483,6 +501,13 @@ def test_features_are_there_until_they_were_read(seed: int, kv_slots: int) -> No
 def test_any_order_of_service_gives_the_same_texts(seed: int, policy: str, kv_slots: int) -> None:
     """Invariants are checked after each event; every request finishes, with the text of plain decoding."""
     world = run_randomly(replace(config_of(seed, kv_slots), policy=policy), seed, 120)
+    world.check_texts()
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(SEEDS, st.sampled_from([72, 256]), st.integers(1, 30), st.booleans())
+def test_kv_of_another_rope_is_never_shared(seed: int, kv_slots: int, length: int, recomputes: bool) -> None:
+    world = run_randomly(config_of(seed, kv_slots), seed, 120, rope=RopeBorder(length, recomputes))
     world.check_texts()
 
 

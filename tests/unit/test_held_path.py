@@ -75,3 +75,24 @@ def test_a_hold_that_was_lost_is_found() -> None:
     path.slots.append(3)
     with pytest.raises(InvariantError, match="slot 3 at 2 of a path is not registered below"):
         path.validate()
+
+
+def test_kv_of_another_kind_is_never_shared_nor_lost() -> None:
+    tree = SlotTree(8)
+    path, other = path_of(tree, 1, 2, 3), HeldPath(tree)
+    other.become(7)
+    assert other.share([1, 2, 3, 4]) == 0
+    assert other.extend([1, 2], tree.lease(2)) == []
+    check(tree, path, other)
+    assert set(path).isdisjoint(other)
+    path.become(7)
+    assert len(path) == 0 and path.share([1, 2, 3]) == 2 and list(path) == list(other)
+    path.become(7)
+    assert len(path) == 2
+    other.drop()
+    path.become(0)
+    assert path.share([1, 2, 3, 4]) == 3  # it was still there
+    path.drop()
+    tree.clear()
+    check(tree)
+    assert tree.num_free == 8

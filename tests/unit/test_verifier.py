@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 import zmq
 
 from seedmp.config import EngineConfig
+from seedmp.ids import Incarnation, WorkerName
 from seedmp.ipc import codec
 from seedmp.ipc import messages as m
 from seedmp.ipc.channel import receive_on_pipe, send_on_pipe
-from seedmp.ipc.endpoints import draft_endpoint, engine_endpoint
+from seedmp.ipc.endpoints import draft_endpoint, draft_identity, engine_endpoint
 from seedmp.sampling import SamplingParams
 from seedmp.scheduler import actions, events
 from seedmp.scheduler.scheduler import Scheduler
@@ -30,6 +32,7 @@ T = TypeVar("T")
 VOCAB_SIZE = 8
 WAIT_MS = 10_000
 PARAMS = SamplingParams(temperature=0.0, max_tokens=3, seed=1)
+SECRET = b"the supervisor's"
 NO_ROWS = np.empty((0, 0))
 
 
@@ -49,10 +52,10 @@ class FakeRunner:
 class Peer:
     """Somebody at one of the verifier's sockets."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, identity: str) -> None:
+    def __init__(self, context: zmq.Context[Any], endpoint: str, identity: bytes) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.IDENTITY, identity.encode())
+        self.socket.setsockopt(zmq.IDENTITY, identity)
         self.socket.connect(endpoint)
 
     def send(self, msg: Any) -> None:
@@ -75,6 +78,11 @@ class Peer:
         return dict(zip(reply.names, reply.values, strict=True))
 
 
+def name_of(worker_id: int, epoch: int, group: int = 0, secret: bytes = SECRET) -> bytes:
+    """The identity of a draft's socket."""
+    return draft_identity(Incarnation(WorkerName(group, worker_id), epoch), secret)
+
+
 class Group:
     """A verifier in a thread, and those around it."""
 
@@ -85,7 +93,7 @@ class Group:
         self.thread = threading.Thread(target=self._serve, args=(theirs,))
         self.thread.start()
         self.peers: list[Peer] = []
-        self.engine = self.peer(engine_endpoint(folder, 0, 0), "engine-1-00")
+        self.engine = self.peer(engine_endpoint(folder, 0, 0), b"engine-1-00")
         self.engine.send(m.EngineHello(m.PROTOCOL_VERSION))
         self.engine.next(m.EngineWelcome)
 
@@ -93,22 +101,27 @@ class Group:
         config = EngineConfig(target="-", draft="-", num_drafts=2, k_config=(1, 1), kv_slots=256, validate=True)
         scheduler = Scheduler(config, Limits(64, VOCAB_SIZE, frozenset()))
         runner: Any = FakeRunner()
-        Verifier(config, scheduler, runner, self.folder, 0, 0, pipe, "layout").serve(lambda: None)
+        Verifier(config, scheduler, runner, self.folder, 0, 0, pipe, "layout", SECRET).serve(lambda: None)
 
-    def peer(self, endpoint: str, identity: str) -> Peer:
+    def peer(self, endpoint: str, identity: bytes) -> Peer:
         self.peers.append(Peer(self.context, endpoint, identity))
         return self.peers[-1]
 
-    def draft(self, worker_id: int = 0, epoch: int = 0, *, is_welcome: bool = True, identity: str = "") -> Peer:
-        peer = self.peer(draft_endpoint(self.folder, 0, 0), identity or f"draft-0.{worker_id}-{epoch}")
+    def draft(self, worker_id: int = 0, epoch: int = 0, *, is_welcome: bool = True, identity: bytes = b"") -> Peer:
+        peer = self.peer(draft_endpoint(self.folder, 0, 0), identity or name_of(worker_id, epoch))
         before = self.engine.figures()["malformed_messages"]
         peer.send(m.DraftHello(worker_id, epoch, m.PROTOCOL_VERSION, "layout"))
         if is_welcome:
             peer.next(m.DraftWelcome)
         else:
-            while self.engine.figures()["malformed_messages"] == before:
-                pass
+            self.wait_for_more("malformed_messages", before)
         return peer
+
+    def wait_for_more(self, name: str, before: float) -> None:
+        """Until a counter has grown."""
+        deadline = time.monotonic() + WAIT_MS / 1000
+        while self.engine.figures()[name] == before:
+            assert time.monotonic() < deadline, f"{name} is still {before}"
 
     def submit(self, request_id: int = 5) -> None:
         self.engine.send(m.Submit(request_id, 0, (1,), (), PARAMS))
@@ -233,29 +246,37 @@ def test_three_odd_answers_and_the_supervisor_is_asked(group: Group) -> None:
     assert group.engine.next(m.Committed).request_id == 5  # the round went on without a draft
     before = group.engine.figures()
     draft.send(m.DraftHello(0, 0, m.PROTOCOL_VERSION, "layout"))  # it is shut out
-    while group.engine.figures()["malformed_messages"] == before["malformed_messages"]:
-        pass
+    group.wait_for_more("malformed_messages", before["malformed_messages"])
     assert group.engine.figures()["drafts_alive"] == 0
     send_on_pipe(group.supervisor, m.WorkerLost("draft-0.0", 0, -9))
     group.draft(0, 1)
 
 
 def test_who_may_say_hello(group: Group) -> None:
-    group.draft(0, 0)
-    group.draft(0, 3, is_welcome=False)  # epoch 0 is there
-    group.draft(1, 0, is_welcome=False, identity="draft-0.1-1")
-    group.draft(1, 0, is_welcome=False, identity="draft-7.1-0")
-    send_on_pipe(group.supervisor, m.WorkerLost("draft-0.0", 0, -9))
-    group.draft(0, 5)  # nobody is there
-    group.draft(0, 1)  # but this is the one that the supervisor has started
+    group.draft(0, 1)
+    group.draft(0, 0, is_welcome=False)  # an older one
+    for worker_id, epoch in ((1, 0), (0, 2), (7, 0)):  # to come, to come next, never to come
+        for identity in (
+            f"draft-0.{worker_id}-{epoch}".encode(),
+            f"draft-0.{worker_id}-{epoch}-{0:016x}".encode(),
+            name_of(worker_id, epoch, secret=b"another engine's"),
+            name_of(worker_id, epoch + 1),
+            name_of(worker_id + 1, epoch),
+            name_of(worker_id, epoch, group=7),
+            b"\xff\x01-%d-%d" % (worker_id, epoch),
+        ):
+            group.draft(worker_id, epoch, is_welcome=False, identity=identity)
     assert group.engine.figures()["drafts_alive"] == 1
-    group.draft(0, 6, is_welcome=False)
+    group.draft(0, 2)  # it may say hello before the supervisor tells of the death of the one before it
+    send_on_pipe(group.supervisor, m.WorkerLost("draft-0.0", 1, -9))
+    group.draft(1, 0)
+    assert group.engine.figures()["drafts_alive"] == 2
 
 
 def test_an_identity_belongs_to_the_first(group: Group) -> None:
     draft = group.draft()
     group.submit()
-    thief = group.peer(draft_endpoint(group.folder, 0, 0), "draft-0.0-0")
+    thief = group.peer(draft_endpoint(group.folder, 0, 0), name_of(0, 0))
     thief.send_plain("nonsense")
     draft.send(answer(draft.next(m.DraftTask)))
     assert group.engine.next(m.Committed).request_id == 5
