@@ -119,7 +119,8 @@ class Build:
         if model is None:
             return shared
         self._prove_draft(model)
-        return [replace(one, model=self.draft.pack(model)) for one in shared]
+        packed = self.draft.pack(model)
+        return [replace(one, model=packed) for one in shared]
 
     def _prove_draft(self, model: Any) -> None:
         """A head is no model of transformers: there is nothing that it could differ from."""

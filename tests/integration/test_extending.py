@@ -105,7 +105,7 @@ def test_a_runner(method: str, plain: Any) -> None:
         ({"rule": "sequoia", "method": "opt-tree"}, "rule sequoia needs children that are without-replacement draws"),
         ({"method": "toy_policy:LastCome"}, "method='toy_policy:LastCome'.*must be a class that extends .*base.Method"),
         ({"rule": "toy_policy:LastCome"}, "rule='toy_policy:LastCome'.*must be a class that extends .*AcceptRule"),
-        ({"runner": "fast"}, "runner='fast': must be one of eager, or module:attribute"),
+        ({"runner": "fast"}, "runner='fast': must be one of auto, eager, fused, or module:attribute"),
         ({"method": "__main__:Mine"}, "a file of its own"),
     ],
 )

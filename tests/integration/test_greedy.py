@@ -193,13 +193,14 @@ def test_the_window_matters(
         return tuple(wrong if right == Reach(WINDOW) else right for right in layer_reaches(config))
 
     monkeypatch.setattr("seedmp.models.eager.layer_reaches", wrong_reaches)
-    loop = LocalLoop(case.models, method="mcsd", kv_slots=512)
+    loop = LocalLoop(case.models, method="mcsd", kv_slots=512, runner="eager")  # only there do layers ask
     with pytest.raises(InternalError, match=f"asks for a window of {WINDOW} positions"):
         loop.run(PROMPTS, greedy())
     honest = Attention.mask_of
     monkeypatch.setattr(Attention, "mask_of", lambda attention, layer, _: honest(attention, layer, None))
-    outcomes = LocalLoop(case.models, method="mcsd", kv_slots=512).run(PROMPTS, greedy())
-    assert [outcome.token_ids for outcome in outcomes] != case.expected
+    for runner in ("eager", "auto"):
+        outcomes = LocalLoop(case.models, method="mcsd", kv_slots=512, runner=runner).run(PROMPTS, greedy())
+        assert [outcome.token_ids for outcome in outcomes] != case.expected
 
 
 @pytest.mark.timeout(30)

@@ -239,7 +239,7 @@ def test_a_refusal_costs_no_more_than_its_bytes(name: str) -> None:
     with pytest.raises(ProtocolError) as caught:
         codec.decode(COSTLY[name])
     codec.peek(COSTLY[name], str(caught.value))
-    assert time.process_time() - start < 0.3  # 91 s were seen
+    assert time.process_time() - start < 1  # no message may stall a worker longer; 91 s were seen
     assert len(str(caught.value)) < 400
 
 

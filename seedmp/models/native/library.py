@@ -43,7 +43,7 @@ def native_library() -> ctypes.CDLL | None:
         return None
     try:
         return _declared(ctypes.CDLL(str(_compiled(compiler))))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         log.warning("native operations cannot be compiled, torch's are used: %s", told[-1] if told else error)
         return None
