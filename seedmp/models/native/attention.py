@@ -57,23 +57,21 @@ class Tile:
 
 
 def groups_of(branches: Sequence[BranchRows]) -> list[list[int]]:
-    """Which branches are computed together: those with a long common prefix, up to some rows.
+    """Which branches are computed together: those that begin with the same MIN_SHARED slots, up to MAX_GROUP rows.
 
     Returns:
         indices of branches; each once, in groups.
     """
     groups: list[list[int]] = []
-    num_rows: list[int] = []
+    newest: dict[bytes, tuple[list[int], int]] = {}  # by beginning: a group, and its rows
     for idx, branch in enumerate(branches):
-        for at, members in enumerate(groups):
-            first = branches[members[0]]
-            if num_rows[at] + len(branch) <= MAX_GROUP and shared_length([first, branch]) >= MIN_SHARED:
-                members.append(idx)
-                num_rows[at] += len(branch)
-                break
-        else:
-            groups.append([idx])
-            num_rows.append(len(branch))
+        beginning = np.asarray(branch.context_slots[:MIN_SHARED], dtype=np.int64).tobytes()
+        members, num_rows = newest.get(beginning, ([], MAX_GROUP))
+        if len(branch.context_slots) < MIN_SHARED or num_rows + len(branch) > MAX_GROUP:
+            members, num_rows = [], 0
+            groups.append(members)
+        members.append(idx)
+        newest[beginning] = members, num_rows + len(branch)
     return groups
 
 
