@@ -3,7 +3,7 @@
 A decoder layer of transformers calls some forty small operations, each through several Python modules; at the few rows
 of a decoding step they take as long as the weights do. Here Q, K and V are one product, and residuals and the gate
 are added and multiplied inside products. Between products stands the C part of ``seedmp.models.native`` for few rows,
-and torch for many, or where that part cannot be compiled. Letters: T rows, H heads, K key columns, D head size.
+and torch for many, or where that part cannot be compiled. Letters: T rows, D head size.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from seedmp.errors import ConfigError
-from seedmp.models.branch_attention import Attention, Bucket
+from seedmp.models.branch_attention import branch_attention
 from seedmp.models.native.attention import NativeAttention, NativePlan
 from seedmp.models.prepack import join_linears
 
@@ -63,9 +62,7 @@ class FusedModel(torch.nn.Module):
         for layer in model.model.layers:
             self.layers.append(FusedLayer(layer, self.config))
             if used_up:
-                for parent in (layer.self_attn, layer.mlp):
-                    for name in [name for name, child in parent.named_children() if type(child) is torch.nn.Linear]:
-                        setattr(parent, name, None)
+                _drop_linears(layer)
         self._embedding = model.model.embed_tokens.weight
         self._norm = model.model.norm.weight
         self._epsilon: float = model.model.norm.variance_epsilon
@@ -89,7 +86,6 @@ class FusedModel(torch.nn.Module):
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         keep: torch.Tensor,
-        attention: Attention,
         cache: ArenaCache,
         tap: FeatureTap | None = None,
         plan: NativePlan | None = None,
@@ -100,10 +96,9 @@ class FusedModel(torch.nn.Module):
             token_ids: [T].
             positions: [T].
             keep: [W] rows whose logits are wanted.
-            attention: what the layers see.
             cache: where K and V go.
             tap: is shown the hidden states before each layer, after the last, and after the final norm.
-            plan: what the layers see if the C part attends; ``attention`` then has no masks.
+            plan: what the layers see if the C part attends; else they attend as ``attending`` says.
 
         Returns:
             [W, V] logits.
@@ -119,13 +114,10 @@ class FusedModel(torch.nn.Module):
             normed = native.rms_norm(hidden, self._norm_32, self._epsilon)
             return self._end(hidden, normed, keep, tap)
         cosine, sine = self._rotation(positions, hidden.dtype)
-        masks = {reach: mask[0, 0] for reach, mask in attention.masks.items()}
-        only = next(iter(masks.values())) if len(masks) == 1 else None
         for idx, layer in enumerate(self.layers):
             if tap is not None:
                 tap.note(idx, hidden[None])
-            mask = masks[attention.reaches[idx]] if only is None else only
-            hidden = layer.run(hidden, cosine, sine, mask, attention, cache, idx)
+            hidden = layer.run(hidden, cosine, sine, cache)
         normed = torch.rms_norm(hidden, hidden.shape[-1:], self._norm, self._epsilon)
         return self._end(hidden, normed, keep, tap)
 
@@ -145,7 +137,7 @@ class FusedModel(torch.nn.Module):
         return torch.cat([cosine, cosine], -1)[:, None].to(dtype), torch.cat([-sine, sine], -1)[:, None].to(dtype)
 
 
-class FusedLayer:
+class FusedLayer(torch.nn.Module):
     """One decoder layer.
 
     Args:
@@ -154,10 +146,13 @@ class FusedLayer:
     """
 
     def __init__(self, layer: Any, config: Any) -> None:
+        super().__init__()
         attn, mlp = layer.self_attn, layer.mlp
+        self.layer_idx: int = attn.layer_idx
         self.head_dim: int = attn.head_dim
         self.num_heads: int = config.num_attention_heads
         self.num_kv_heads: int = config.num_key_value_heads
+        self.num_key_value_groups = self.num_heads // self.num_kv_heads  # the attention function asks for it
         self.scale: float = attn.scaling
         self._qkv = join_linears(attn.q_proj, attn.k_proj, attn.v_proj)
         self._out = join_linears(attn.o_proj)
@@ -181,16 +176,7 @@ class FusedLayer:
         normed = native.rms_norm(hidden, self._norms_32[1], self._epsilon)
         return self._mlp(hidden, normed)
 
-    def run(
-        self,
-        hidden: torch.Tensor,
-        cosine: torch.Tensor,
-        sine: torch.Tensor,
-        mask: torch.Tensor,
-        attention: Attention,
-        cache: ArenaCache,
-        idx: int,
-    ) -> torch.Tensor:
+    def run(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, cache: ArenaCache) -> torch.Tensor:
         """[T, hidden size] -> the same."""
         shape = hidden.shape[-1:]
         num_turned = self.num_heads + self.num_kv_heads
@@ -201,16 +187,11 @@ class FusedLayer:
             parts = zip(turned.split([self.num_heads, self.num_kv_heads], 1), self._head_norms, strict=True)
             turned = torch.cat([torch.rms_norm(p, (self.head_dim,), w, self._epsilon) for p, w in parts], 1)
         turned = torch.addcmul(turned * cosine, turned.roll(self.head_dim // 2, -1), sine)
-        query = turned[:, : self.num_heads]
+        by_head = turned.transpose(0, 1)[None]
         keys, values = cache.update(
-            turned[:, self.num_heads :].transpose(0, 1)[None], qkv[:, num_turned:].transpose(0, 1)[None], idx
+            by_head[:, self.num_heads :], qkv[:, num_turned:].transpose(0, 1)[None], self.layer_idx
         )
-        if attention.split is None:
-            attended = self._attend(query[None], keys, values, mask)[0]
-        else:
-            attended = torch.empty_like(query)
-            for bucket in attention.split.buckets:
-                self._attend_bucket(query, keys, values, mask, bucket, attended)
+        attended, _ = branch_attention(self, by_head[:, : self.num_heads], keys, values, None, scaling=self.scale)
         hidden = self._out.plus(attended.reshape(len(hidden), -1), hidden)
         normed = torch.rms_norm(hidden, shape, self._norm_2, self._epsilon)
         return self._mlp(hidden, normed)
@@ -219,36 +200,9 @@ class FusedLayer:
         result: torch.Tensor = self._down.plus(self._up.times(normed, self._gate.silu(normed)), hidden)
         return result
 
-    def _attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """[B, T, H, D] queries, [B, KV heads, K, D], [T, K] or [B, 1, T, K] -> [B, T, H, D]."""
-        num_rows, group = query.shape[1], self.num_heads // self.num_kv_heads
-        if group > 1:  # rows of a group below each other: its K and V are read once
-            query = query.unflatten(2, (self.num_kv_heads, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-            mask = mask.repeat(*(1,) * (mask.dim() - 2), group, 1)
-        else:
-            query = query.transpose(1, 2)
-        attended: torch.Tensor = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
-        if group > 1:
-            attended = attended.unflatten(2, (group, num_rows)).permute(0, 3, 1, 2, 4).flatten(2, 3)
-            return attended
-        return attended.transpose(1, 2)
 
-    def _attend_bucket(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor,
-        bucket: Bucket,
-        into: torch.Tensor,
-    ) -> None:
-        shape = bucket.columns.shape
-        own_keys, own_values = (
-            x[0].transpose(0, 1).index_select(0, bucket.columns.flatten()).unflatten(0, shape).transpose(1, 2)
-            for x in (keys, values)
-        )
-        own_mask = mask[:, : shape[1]][bucket.rows][:, None]
-        attended = self._attend(query[bucket.rows], own_keys, own_values, own_mask).flatten(0, 1)
-        into.index_copy_(0, bucket.rows.flatten()[bucket.places], attended[bucket.places])
+def _drop_linears(layer: Any) -> None:
+    """Let go of the weights that a ``FusedLayer`` has in its own layout."""
+    for parent in (layer.self_attn, layer.mlp):
+        for name in [name for name, child in parent.named_children() if type(child) is torch.nn.Linear]:
+            setattr(parent, name, None)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from seedmp.models.branch_attention import Attention
-from seedmp.models.buckets import Buckets
 from seedmp.models.eager import EagerRunner, Inputs
 from seedmp.models.features import FeatureTap
 from seedmp.models.fused import FusedModel, why_not_fused
@@ -25,22 +24,14 @@ class FusedRunner(EagerRunner):
         arena: as ``EagerRunner``.
         vocab_size: as ``EagerRunner``.
         tap: as ``EagerRunner``.
-        buckets: as ``EagerRunner``.
 
     Raises:
         ConfigError: the model is not Llama-like.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        arena: torch.Tensor,
-        vocab_size: int,
-        tap: FeatureTap | None = None,
-        buckets: Buckets | None = None,
-    ) -> None:
+    def __init__(self, model: Any, arena: torch.Tensor, vocab_size: int, tap: FeatureTap | None = None) -> None:
         self._fused = model if isinstance(model, FusedModel) else FusedModel(model)
-        super().__init__(self._fused, arena, vocab_size, tap, buckets)
+        super().__init__(self._fused, arena, vocab_size, tap)
         self._frequencies: np.ndarray = self._fused.frequencies.cpu().numpy()
 
     @staticmethod
@@ -61,7 +52,7 @@ class FusedRunner(EagerRunner):
 
     def _plan(self, rows: Rows) -> NativePlan | None:
         """Lists for the C part, or None where a matrix and torch's kernels serve better."""
-        if self._fused.native is None or self._buckets is not None:
+        if self._fused.native is None:
             return None
         if max(len(b.chain_ids) for b in rows.branches) > MAX_CHAIN:
             return None
@@ -75,7 +66,7 @@ class FusedRunner(EagerRunner):
 
     def _call(self, inputs: Inputs) -> torch.Tensor:
         return self._fused.logits(
-            inputs.token_ids[0], inputs.positions[0], inputs.keep, inputs.attention, self._cache, self._tap, inputs.plan
+            inputs.token_ids[0], inputs.positions[0], inputs.keep, self._cache, self._tap, inputs.plan
         )
 
 
