@@ -25,6 +25,7 @@ import torch
 from seedmp.errors import ConfigError
 from seedmp.ipc.arena import layout_for
 from seedmp.models.adapters import adapt
+from seedmp.models.native.library import SOURCE, cache_folder, native_library
 from seedmp.models.rope import forget_borders, route_ropes
 from seedmp.models.rows import BranchRows, pack_rows
 from seedmp.models.runner import RUNNERS, make_runner
@@ -299,15 +300,20 @@ def _memo(path: str, model: Any, runner: str) -> Path | None:
     """The file that says that this was proven; None if it cannot be told whether it is the same."""
     if runner not in RUNNERS.table:
         return None  # a user's own: its code may change
-    sources = [_stat(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
+    ours = Path(__file__).parent
+    sources = [_stat(file) for folder in (ours, SOURCE.parent) for file in sorted(folder.glob("*.*"))]
     weights = [_stat(file) for file in sorted(Path(path).iterdir())] if Path(path).is_dir() else []
     identity = [
         model.config.to_json_string(use_diff=False), getattr(model.config, "_commit_hash", None), os.path.abspath(path),
         type(model).__name__, str(model.dtype), str(model.device), runner, platform.processor(), sources, weights,
+        native_library() is not None,
         [version(name) for name in ("torch", "transformers")],
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seedmp" / "proven" / digest
+    try:
+        return cache_folder() / "proven" / digest
+    except OSError:
+        return None  # there is nowhere to remember it
 
 
 def _stat(file: Path) -> tuple[str, int, int]:

@@ -19,6 +19,7 @@ from seedmp.models.features import FeatureTap
 from seedmp.models.fused_runner import FUSED_OR_EAGER, FusedRunner
 from seedmp.models.native import library
 from seedmp.models.native.attention import NativeAttention, groups_of
+from seedmp.models.proof import prove
 from seedmp.models.rows import BranchRows, Rows, pack_rows
 from seedmp.models.runner import make_runner, pack_model
 
@@ -210,7 +211,12 @@ def test_other_models_are_run_eagerly_by_auto(tiny_pair: Callable[[str], tuple[P
 
 
 @pytest.mark.parametrize(
-    ("compiler", "note"), [("no-such-compiler", "no C compiler 'no-such-compiler'"), ("false", "cannot be compiled")]
+    ("compiler", "note"),
+    [
+        ("no-such-compiler", "no C compiler 'no-such-compiler'"),
+        ("false", "cannot be compiled"),
+        ("cc '", "cannot be compiled"),
+    ],
 )
 def test_without_a_compiler_it_says_so_and_torch_computes(
     compiler: str, note: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
@@ -240,5 +246,38 @@ def test_a_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         made = file.stat().st_mtime_ns
         library.native_library.cache_clear()
         assert library.native_library() is not None and file.stat().st_mtime_ns == made
+    finally:
+        library.native_library.cache_clear()
+
+
+def test_it_can_be_switched_off_and_a_proof_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if library.native_library() is None:
+        pytest.skip("no C compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = make_model("llama")
+    prove("a-model", model, "fused")
+    (proven,) = (tmp_path / "seedmp" / "proven").iterdir()
+    prove("a-model", model, "fused")
+    assert list((tmp_path / "seedmp" / "proven").iterdir()) == [proven]
+    monkeypatch.setenv("SEEDMP_NATIVE", "0")
+    library.native_library.cache_clear()
+    try:
+        assert library.native_library() is None
+        prove("a-model", model, "fused")
+        assert len(list((tmp_path / "seedmp" / "proven").iterdir())) == 2
+    finally:
+        library.native_library.cache_clear()
+
+
+def test_without_a_home_folder_it_is_compiled_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    library.native_library.cache_clear()
+    try:
+        assert library.native_library() is None
+        prove("a-model", make_model("llama"), "fused")  # and nothing is remembered
     finally:
         library.native_library.cache_clear()

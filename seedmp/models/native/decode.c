@@ -65,19 +65,19 @@ INLINE void put(void *to, int64_t at, float value, int is_bf16) {
     else ((float *)to)[at] = value;
 }
 
-typedef float vec8 __attribute__((vector_size(32), aligned(4)));
-typedef float vec4 __attribute__((vector_size(16), aligned(4)));
-
 INLINE float sum_of(vec v) {
-    vec8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    vec4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-    return (four[0] + four[1]) + (four[2] + four[3]);
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) v[i] += v[i + width];
+    return v[0];
+#endif
 }
 
 /* exp of each lane, none above 0; below -87 it is 0. Cephes' polynomial, relative error 2e-7. */
 INLINE vec exp_of(vec x) {
-    const vec lowest = {-87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f};
-    ivec is_low = x < lowest;
+    ivec is_low = x < -87.f;
     vec scaled = x * 1.44269504088896341f;
     ivec power = __builtin_convertvector(scaled - 0.5f, ivec); /* the nearest whole number, as x <= 0 */
     vec whole = __builtin_convertvector(power, vec);
@@ -176,7 +176,8 @@ INLINE void enter_row(int64_t t, const void *qkv, const Shape *s, const Plan *p,
         turn(qkv, at + (heads + h) * dim, cosine, sine, s->k_norm, 1.f, s, key, is_bf16);
         for (int64_t i = 0; i < dim; i++) put(keys, slot + h * dim + i, key[i], is_bf16);
     }
-    memcpy((char *)values + slot * size, (const char *)qkv + (at + (heads + kv) * dim) * size, (size_t)(kv * dim * size));
+    const char *value = (const char *)qkv + (at + (heads + kv) * dim) * size;
+    memcpy((char *)values + slot * size, value, (size_t)(kv * dim * size));
 }
 
 /* `num` (row, head) pairs of one KV head, at most ROWS, meet up to BLOCK slots. Inlined for each constant `num`. */
@@ -305,9 +306,11 @@ static void attend_group(int64_t group, int64_t first_head, int64_t end_head, co
         int32_t end = p->row_tails[row + 1];
         for (int32_t at = p->row_tails[row]; at < end; at += BLOCK) {
             int num = end - at < BLOCK ? end - at : BLOCK;
-            for (int64_t h = first_head; h < end_head; h++) meet_rows(p->tails + at, num, &row, 1, h, keys, values, s, w);
+            for (int64_t h = first_head; h < end_head; h++)
+                meet_rows(p->tails + at, num, &row, 1, h, keys, values, s, w);
         }
-        for (int64_t pair = row * s->num_heads + first_head * per; pair < row * s->num_heads + end_head * per; pair++) {
+        int64_t first_pair = row * s->num_heads;
+        for (int64_t pair = first_pair + first_head * per; pair < first_pair + end_head * per; pair++) {
             float scale = 1.f / w->weights[pair];
             const float *sums = w->sums + pair * dim;
             if (s->is_bf16)

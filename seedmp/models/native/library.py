@@ -37,21 +37,29 @@ def native_library() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         log.info("no native operations on %s: torch's are used", sys.platform)
         return None
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(compiler[0]) is None:
-        log.warning("no C compiler %r: attention of few rows is computed by torch, which takes longer", compiler[0])
-        return None
     try:
+        compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+        if shutil.which(compiler[0]) is None:
+            log.warning("no C compiler %r: attention of few rows is computed by torch, which takes longer", compiler[0])
+            return None
         return _declared(ctypes.CDLL(str(_compiled(compiler))))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quote in CC is not closed
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         log.warning("native operations cannot be compiled, torch's are used: %s", told[-1] if told else error)
         return None
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: ``seedmp`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seedmp"
+    """What is made once and kept: ``seedmp`` in the user's cache folder.
+
+    Raises:
+        OSError: there is no home folder.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given or Path.home() / ".cache") / "seedmp"
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def _compiled(compiler: list[str]) -> Path:
